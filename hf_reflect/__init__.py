@@ -1,0 +1,58 @@
+"""Reflection-Tuning for Hugging Face Trainers: a teacher rewrites the data, the student chooses what to train on.
+
+Names load on first use, so that `import hf_reflect` costs milliseconds and pulls in neither torch nor openai.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .callback import SelectionCallback as SelectionCallback
+    from .errors import ReflectError as ReflectError
+    from .pairs import to_pairs as to_pairs
+    from .prompts import PROMPTS as PROMPTS
+    from .prompts import ReflectionPrompt as ReflectionPrompt
+    from .reflection import ReflectionTransform as ReflectionTransform
+    from .scoring import StudentScorer as StudentScorer
+    from .selection import RULES as RULES
+    from .selection import select as select
+    from .selection import select_top as select_top
+    from .errors import BudgetExceeded as BudgetExceeded
+    from .teacher import Reply as Reply
+    from .teacher import Teacher as Teacher
+    from .templates import to_messages as to_messages
+    from .templates import to_prompt_completion as to_prompt_completion
+    from .templates import to_training_ids as to_training_ids
+
+_HOME = {
+    "BudgetExceeded": "errors",
+    "PROMPTS": "prompts",
+    "RULES": "selection",
+    "ReflectError": "errors",
+    "ReflectionPrompt": "prompts",
+    "ReflectionTransform": "reflection",
+    "Reply": "teacher",
+    "SelectionCallback": "callback",
+    "StudentScorer": "scoring",
+    "Teacher": "teacher",
+    "select": "selection",
+    "select_top": "selection",
+    "to_messages": "templates",
+    "to_pairs": "pairs",
+    "to_prompt_completion": "templates",
+    "to_training_ids": "templates",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("hf-reflect")
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,277 @@
+"""The one long table of hf_reflect, in which a row is one version of one pair; and the formats that come in."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from .errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TURN = {"role": Value("string"), "content": Value("string")}
+PAIR_FEATURES = Features(
+    {
+        "row_id": Value("string"),
+        "variant": Value("string"),
+        "source": Value("string"),
+        "instruction": Value("string"),
+        "input": Value("string"),
+        "response": Value("string"),
+        "history": List(TURN),
+        "critique": Value("string"),
+        "error": Value("string"),
+    }
+)
+KEY_COLUMNS = ("row_id", "variant", "source")
+LOSS_COLUMNS = (
+    "loss_instruction",
+    "loss_response",
+    "loss_instruction_given_response",
+    "loss_response_given_instruction",
+)
+SCORE_COLUMNS = (*LOSS_COLUMNS, "ifd", "r_ifd")
+RESERVED = (*PAIR_FEATURES, *SCORE_COLUMNS, "coherence", "input_ids", "labels")
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+KNOWN_FORMATS = (
+    "messages | conversations | instruction (+ input) + output or response | prompt + completion "
+    "(the first of these that is complete is taken)"
+)
+
+
+class _BadRow(Exception):
+    """Why one row cannot be a pair: column and reason."""
+
+
+def to_pairs(
+    dataset: Dataset,
+    instruction: str | None = None,
+    input: str | None = None,
+    response: str | None = None,
+    row_id: str | None = None,
+    invalid: str = "raise",
+) -> Dataset:
+    """Turn instruction data of any usual format into the table that every stage of hf_reflect takes.
+
+    In:  one of `instruction`, `input`, `output` (Alpaca, WizardLM); `conversations` of from/value (ShareGPT, WizardLM
+         V2); `messages` of role/content; `prompt`/`completion`, as text or as messages; or columns you name.
+         All other columns travel along.
+    Out: row_id, variant ("original"), source (""), instruction, input, response, history, critique, error
+         (N rows, in the same order), then the other columns
+
+    Of a conversation the last exchange is the pair; earlier turns, and a system message, are its `history`. A user turn
+    that nobody answered any more is left out.
+    `row_id` is the column you name, else a column `id` that is unique and has no nulls (it stays as well), else a hash
+    of the content plus its position among equal rows: stable when other rows are added, removed or edited.
+
+    Args:
+        dataset: one split.
+        instruction, input, response: names of the columns that hold the pair, where they are not recognised.
+        row_id: name of the column that identifies a row; unique, without nulls.
+        invalid: "raise" on rows that are no pair, or "drop" them and log how many.
+
+    Raises:
+        DataError: unknown columns, reserved column names, rows that are no pair (the first three, and how many).
+    """
+    if invalid not in ("raise", "drop"):
+        raise DataError(f'`to_pairs(invalid=...)` is "raise" or "drop", not {invalid!r}.')
+    if not isinstance(dataset, Dataset):
+        hint = f"pick a split: `dataset[{next(iter(dataset))!r}]`" if isinstance(dataset, dict) else "load it as one"
+        raise DataError(f"`to_pairs` takes a `datasets.Dataset`, not a {type(dataset).__name__}: {hint}.")
+
+    named = {"instruction": instruction, "input": input, "response": response, "row_id": row_id}
+    read, consumed = _reader(dataset.column_names, named)
+    others = [name for name in dataset.column_names if name not in consumed]
+    if taken := [name for name in others if name in RESERVED]:
+        raise DataError(
+            f"`to_pairs` found the column{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))}, whose name hf_reflect "
+            f"needs for itself. Rename before: `dataset.rename_column({taken[0]!r}, 'original_{taken[0]}')`."
+        )
+    id_column = row_id or ("id" if "id" in others else None)
+    ids = None if id_column is None else _ids(dataset[id_column], id_column, required=row_id is not None)
+
+    seen: Counter[str] = Counter()
+    bad: dict[int, str] = {}
+
+    def convert(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        out: dict[str, list] = {name: [] for name in PAIR_FEATURES}
+        for position, index in enumerate(indices):
+            row = {name: values[position] for name, values in batch.items()}
+            try:
+                pair = read(row)
+            except _BadRow as error:
+                bad[index] = str(error)
+                pair = {"instruction": None, "input": "", "response": None, "history": []}
+            digest = content_hash(pair)
+            identifier = f"{digest}-{seen[digest]}" if ids is None else ids[index]
+            seen[digest] += 1
+            full = {"row_id": identifier, "variant": "original", "source": "", "critique": None, "error": None, **pair}
+            for name in out:
+                out[name].append(full[name])
+        return out
+
+    features = Features({**PAIR_FEATURES, **{name: dataset.features[name] for name in others}})
+    pairs = dataset.with_format(None).map(
+        convert,
+        with_indices=True,
+        batched=True,
+        remove_columns=sorted(consumed),
+        features=features,
+        load_from_cache_file=False,
+        desc="Reading pairs",
+    )
+    if bad:
+        examples = "; ".join(f"row {index}, {reason}" for index, reason in list(bad.items())[:3])
+        found = f"{len(bad)} of {len(dataset)} rows are no instruction pair: {examples}"
+        if invalid == "raise" or len(bad) == len(dataset):
+            more = "; …" * (len(bad) > 3)
+            raise DataError(
+                f"`to_pairs` found that {found}{more}. Mend these rows, or leave them out with `invalid='drop'`."
+            )
+        logger.warning("`to_pairs` left out rows: %s%s", found, "; …" * (len(bad) > 3))
+        pairs = pairs.select([index for index in range(len(pairs)) if index not in bad])
+    return pairs.select_columns(list(features))
+
+
+def content_hash(pair: dict[str, Any]) -> str:
+    """16 hexadecimal digits over instruction, input, response and history."""
+    content = [pair["instruction"], pair["input"], pair["response"], [[t["role"], t["content"]] for t in pair["history"]]]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def question(instruction: str, input: str | None) -> str:
+    """x of the papers: the instruction with its input, joined by a newline."""
+    return f"{instruction}\n{input}" if input else instruction
+
+
+def is_usable(instruction: str | None, response: str | None) -> bool:
+    """Whether a version can be scored, reflected on and trained on: both texts are there. `error` is only a remark."""
+    return instruction is not None and response is not None
+
+
+def require_columns(found: Iterable[str], needed: Iterable[str], who: str, hint: str = "") -> None:
+    """Raise a DataError that names the columns which `who` misses."""
+    found = list(found)
+    if missing := [name for name in needed if name not in found]:
+        raise DataError(
+            f"{who} needs the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}, but found only {found}. "
+            + (hint or "Make the table with `to_pairs(dataset)` first.")
+        )
+
+
+def _reader(
+    columns: list[str], named: dict[str, str | None]
+) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], set[str]]:
+    """How a row of these columns becomes a pair, and the columns that this uses up."""
+    given = {role: name for role, name in named.items() if name is not None}
+    if unknown := [f"{role}={name!r}" for role, name in given.items() if name not in columns]:
+        raise DataError(f"`to_pairs` was given {', '.join(unknown)}, but the dataset's columns are {columns}.")
+    used = {given["row_id"]} if "row_id" in given else set()
+
+    if not {"instruction", "input", "response"} & set(given):
+        for name in ("messages", "conversations"):
+            if name in columns:
+                return (lambda row: _conversation(row[name], name)), used | {name}
+
+    if "prompt" in columns and "completion" in columns and "instruction" not in columns and not given.keys() - {"row_id"}:
+        return _prompt_completion, used | {"prompt", "completion"}
+
+    x = given.get("instruction") or ("instruction" if "instruction" in columns else None)
+    y = given.get("response") or next((name for name in ("output", "response") if name in columns), None)
+    context = given.get("input") or ("input" if "input" in columns else None)
+    if x is None or y is None:
+        raise DataError(
+            f"`to_pairs` found the columns {columns}, but needs one of: {KNOWN_FORMATS}. Rename your columns, or say "
+            "which they are: `to_pairs(dataset, instruction='question', response='answer')`."
+        )
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        text = row[context] if context else None
+        if text is not None and not isinstance(text, str):
+            raise _BadRow(f"column `{context}`: a {type(text).__name__} instead of text")
+        return {
+            "instruction": _text(row[x], x),
+            "input": text if text and text.strip() else "",
+            "response": _text(row[y], y),
+            "history": [],
+        }
+
+    return read, used | {x, y} | ({context} if context else set())
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise _BadRow(f"column `{column}`: {'null' if value is None else f'a {type(value).__name__}'} instead of text")
+    if not value.strip():
+        raise _BadRow(f"column `{column}`: empty text")
+    return value
+
+
+def _prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _conversation(prompt + completion, "prompt/completion")
+    return {
+        "instruction": _text(prompt, "prompt"),
+        "input": "",
+        "response": _text(completion, "completion"),
+        "history": [],
+    }
+
+
+def _conversation(turns: Any, column: str) -> dict[str, Any]:
+    """The last exchange of a conversation, and what came before it."""
+    if not isinstance(turns, list) or not turns:
+        raise _BadRow(f"column `{column}`: no turns")
+    history = []
+    for number, turn in enumerate(turns):
+        role = turn.get("role") or turn.get("from")
+        where = f"{column}[{number}]"
+        if role not in ROLES:
+            raise _BadRow(f"column `{column}`, turn {number}: role {role!r} is none of {', '.join(ROLES)}")
+        content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+        history.append({"role": ROLES[role], "content": _text(content, where)})
+    start = 1 if history[0]["role"] == "system" else 0
+    if len(history) > start and history[-1]["role"] == "user":
+        history.pop()  # a question that nobody answered
+    for number, turn in enumerate(history[start:]):
+        expected = ("user", "assistant")[number % 2]
+        if turn["role"] != expected:
+            raise _BadRow(
+                f"column `{column}`, turn {number + start}: comes from the {turn['role']} where the {expected} "
+                "should speak; user and assistant take turns, and the user begins"
+            )
+    if len(history) - start < 2:
+        raise _BadRow(f"column `{column}`: no user turn with an answer")
+    user, assistant = history[-2:]
+    return {"instruction": user["content"], "input": "", "response": assistant["content"], "history": history[:-2]}
+
+
+def _ids(values: Iterable[Any], column: str, required: bool) -> list[str] | None:
+    """The values as strings if they can identify rows, else None or, where the user asked for them, a DataError."""
+    values = list(values)
+    where = next((n for n, value in enumerate(values) if value is None), None)
+    problem = f"row {where} has none" if where is not None else None
+    if problem is None and len({str(value) for value in values}) < len(values):
+        value, times = Counter(map(str, values)).most_common(1)[0]
+        problem = f"{value!r} stands in {times} rows"
+    if problem is None:
+        return [str(value) for value in values]
+    if required:
+        raise DataError(
+            f"`to_pairs(row_id={column!r})` needs one distinct value a row, but {problem}. Name another column, or "
+            "leave `row_id` out: rows are then known by their content."
+        )
+    return None

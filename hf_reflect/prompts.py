@@ -1,0 +1,190 @@
+"""What the teacher is asked and how its reply is read: criteria, template and parser side by side.
+
+Texts after arXiv 2402.10110, Figures 4 and 5. Ledger keys hang on them: a changed character asks everything again.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+INSTRUCTION_CRITERIA = (
+    "Complexity of the Topic",
+    "Level of Detail Required",
+    "Knowledge Required",
+    "Ambiguity of the Instruction",
+    "Logical Reasoning or Problem-Solving Involved",
+)
+RESPONSE_CRITERIA = ("Helpfulness", "Relevance", "Accuracy", "Level of Details")
+
+_PAIR = (
+    "{history}[Instruction]\n{instruction}\n\n{input}[The Start of Answer]\n{response}\n[The End of Answer]\n\n"
+)
+
+
+class Rewrite(NamedTuple):
+    """A reply, read. Where `error` is set nothing else is, but perhaps the critique."""
+
+    instruction: str | None = None
+    response: str | None = None
+    critique: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ReflectionPrompt:
+    """How a teacher is asked to rewrite a pair, and how its reply is read.
+
+    `user` is a `str.format` template with `{history}`, `{instruction}`, `{input}`, `{response}`, and, if wanted,
+    `{instruction_criteria}` and `{response_criteria}`; history and input bring their own block, or nothing.
+    The reply is expected to hold one section a tag, `[tag] text [End]`. With two tags these are the new instruction and
+    the answer to it, with one the better answer.
+
+    Source: arXiv 2402.10110, section 3.1.
+    """
+
+    system: str
+    user: str
+    tags: tuple[str, ...]
+    instruction_criteria: tuple[str, ...] = INSTRUCTION_CRITERIA
+    response_criteria: tuple[str, ...] = RESPONSE_CRITERIA
+
+    def chat(
+        self, instruction: str, response: str, input: str = "", history: Iterable[dict[str, str]] = ()
+    ) -> list[dict[str, str]]:
+        """The messages that ask for a rewrite of this pair."""
+        turns = "\n".join(f"{turn['role'].upper()}: {turn['content']}" for turn in history or ())
+        user = self.user.format(
+            history=f"[The Start of Conversation]\n{turns}\n[The End of Conversation]\n\n" if turns else "",
+            instruction=instruction,
+            input=f"[The Start of Input]\n{input}\n[The End of Input]\n\n" if input else "",
+            response=response,
+            instruction_criteria=_listed(self.instruction_criteria),
+            response_criteria=_listed(self.response_criteria),
+        )
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+    def parse(self, text: str, finish_reason: str | None = "stop") -> Rewrite:
+        """Read a reply to the character, or say why it cannot be used; never raises.
+
+        `error` is one of `truncated: …` (the reply hit its token limit), `refused: …`, `unparsed: …` (a section is
+        missing or empty), `placeholder: …` (the prompt's own words came back).
+        """
+        text = _THINKING.sub("", text.replace("\r\n", "\n"), count=1)
+        if finish_reason == "length":
+            return Rewrite(error="truncated: the reply was cut off at the token limit")
+        if finish_reason == "content_filter":
+            return Rewrite(error="refused: the endpoint's content filter withheld the reply")
+        spans = self._tag_spans(text)
+        if spans is None:
+            if _REFUSAL.match(text.strip()):
+                return Rewrite(error=f"refused: {_shortened(text)}")
+            found = " and ".join(f"[{tag}]" for tag in self.tags)
+            return Rewrite(error=f"unparsed: no {found} in the reply: {_shortened(text) or 'it is empty'}")
+        critique = text[: spans[0][0]].strip() or None
+        ends = [start for start, _ in spans[1:]] + [len(text)]
+        sections = []
+        for tag, (_, start), end in zip(self.tags, spans, ends, strict=True):
+            # "Here is a new and more detailed answer:" is the teacher speaking, not the answer
+            section = _PREAMBLE.sub("", _until_end_tag(text[start:end]), count=1)
+            if not section:
+                return Rewrite(critique=critique, error=f"unparsed: nothing stands behind [{tag}]")
+            if len(section) < 60 and _PLACEHOLDER.fullmatch(section):
+                return Rewrite(critique=critique, error=f"placeholder: [{tag}] holds only {section!r}")
+            if len(section) < 400 and _REFUSAL.match(section):
+                return Rewrite(critique=critique, error=f"refused: {_shortened(section)}")
+            sections.append(section)
+        return Rewrite(sections[0] if len(sections) > 1 else None, sections[-1], critique)
+
+    def _tag_spans(self, text: str) -> list[tuple[int, int]] | None:
+        """(start, end) of each tag in order, None if one is missing.
+
+        A tag that opens a line is a section's. One amid a sentence is talked about, and counts only where no other is.
+        """
+        spans: list[tuple[int, int]] = []
+        limit = len(text)
+        for tag in reversed(self.tags):
+            words = r"[ \t]+".join(map(re.escape, tag.split()))
+            # what closes a bold tag belongs to it; after a plain one a ** opens the answer
+            tag_itself = rf"(?:(?<=[*_])\[[ \t]*+{words}[ \t]*+\][*_:]{{0,4}}|\[[ \t]*+{words}[ \t]*+\]:?)"
+            # the first that opens a line, since an answer may quote its tag; else the last of those amid sentences
+            found = re.search(_OPENS_A_LINE + tag_itself, text[:limit])
+            if found is None:
+                found = next(iter(deque(re.finditer("(?i)" + tag_itself, text[:limit]), maxlen=1)), None)
+            if found is None:
+                return None
+            spans.insert(0, found.span())
+            limit = found.start()
+        return spans
+
+
+def _listed(criteria: tuple[str, ...]) -> str:
+    return " and ".join(part for part in (", ".join(criteria[:-1]), criteria[-1]) if part)
+
+
+# Quantifiers that could fight over the same characters are possessive or bounded: hostile text takes linear time.
+_OPENS_A_LINE = r"(?im)^[#>*_ \t]*+(?:(?:\d{1,2}[.)]|[-•])[#>*_ \t]*+)?"
+_END = re.compile(r"(?i)[*_#]{0,6}\[[ \t]*+/?[ \t]*+end(?: of [^\]\n]{0,40})?[ \t]*+\][*_]{0,6}")
+_THINKING = re.compile(r"(?is)\A\s*+<think(?:ing)?>.*?</think(?:ing)?>")
+_REFUSAL = re.compile(
+    r"(?i)(?:(?:i['’]m|i am) (?:very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)?[,.!]? ?(?:but )?"
+    r"(?:as an ai[^.\n]{0,60}?, )?(?:i(?:['’]m| am) (?:unable|not able) to|i (?:can(?:['’]t|not| not)|won['’]t|will not)) "
+    r"(?:\w+ ){0,2}?(?:help|assist|answer|provide|comply|fulfil|fulfill|complete|do that|do this|generate|create|write|"
+    r"rewrite|continue|discuss|engage|support)\b"
+)
+_PLACEHOLDER = re.compile(
+    r"(?i)[\W_]*(?:(?:your|the|my|insert)?[ ]?(?:new |better |own )?(?:instruction|answer)(?: here)?|n/?a|none|tbd)?[\W_]*"
+)
+_PREAMBLE = re.compile(
+    r"(?i)\A(?:(?:sure|certainly|of course)[,.!:]? )?[*_]{0,3}"
+    r"(?:(?:here(?: is|['’]s)|below is|this is) (?:(?:a|an|the|my|your) )?"
+    r"(?:(?:and|much|very|more|new|better|best|improved|revised|updated|enhanced|detailed|complete|comprehensive|thorough|"
+    r"accurate|helpful|possible),? ){1,8}(?:answer|response|instruction)"
+    r"(?: to (?:the|your|this) (?:given |original |new |above )?(?:instruction|question|prompt))?"
+    r"|(?:new|better|improved|revised) (?:answer|response|instruction))[*_]{0,3}:[*_]{0,3}\s++"
+)
+
+
+def _until_end_tag(section: str) -> str:
+    """The text up to its last [End] that stands outside a code block; all of it where there is none."""
+    end, fences, counted = None, 0, 0
+    for match in _END.finditer(section):
+        fences += section.count("```", counted, match.start())
+        counted = match.start()
+        if fences % 2 == 0:
+            end = match.start()
+    return section[:end].strip()
+
+
+def _shortened(text: str, length: int = 100) -> str:
+    line = " ".join(text[: 4 * length].split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+PROMPTS = {
+    "instruction": ReflectionPrompt(
+        system="You are a helpful, precise but picky assistant for checking the quality of a given instruction.",
+        user=_PAIR + "We would like you to answer several questions related to the quality of a given instruction.\n\n"
+        "1. Why this instruction is not good? First analyze the instruction based on the {instruction_criteria}. "
+        "Then analyze why this answer is not good for the given instruction based on the {response_criteria}. "
+        "Finally, analyze why this bad instruction leads to a bad answer.\n\n"
+        "2. Based on the reason you provided, generate a new and complete instruction that is complex and difficult to "
+        "answer directly. Make sure the new instruction is relevant but independent to the original instruction, which "
+        "can be answered without knowing the original instruction, put the new instruction in the format of "
+        "[New Instruction] your instruction [End]\n\n"
+        "3. Answer the newly generated instruction as detailed as possible, in the format of "
+        "[New Answer] your answer [End]",
+        tags=("New Instruction", "New Answer"),
+    ),
+    "response": ReflectionPrompt(
+        system="You are a helpful, precise but picky assistant for checking the quality of the answer to a given "
+        "instruction.",
+        user=_PAIR + "We would like you to answer several questions related to the quality of the answer to the given "
+        "instruction.\n\n"
+        "1. Why this answer is not good for the given instruction? Analyze based on the {response_criteria}.\n\n"
+        "2. Based on the reason you provided, generate a better answer, new and complete, as detailed as possible, in "
+        "the format of [Better Answer] your answer [End]",
+        tags=("Better Answer",),
+    ),
+}
