@@ -45,7 +45,7 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # autocommit: a statement is durable when it returns, a transaction is begun where one is meant
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._open()
         except (sqlite3.DatabaseError, OSError) as error:
             raise DataError(

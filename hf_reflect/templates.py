@@ -1,0 +1,282 @@
+"""How a student sees a pair, token by token: the same ids are scored and trained on; and the formats out.
+
+    one training sequence          | prompt ids (BOS where the tokenizer adds one) | target ids | EOS |
+    scored, given the instruction  | prompt ids                                    | target ids |
+    scored alone                   | BOS, or EOS where there is no BOS             | target ids |
+
+The target is tokenised once, by itself, so that a tokenizer cannot merge across the border and the ids agree everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from datasets import Dataset, Features, List, Value
+
+from .errors import DataError, SettingsError
+from .pairs import TURN, is_usable, question, require_columns
+
+REVERSE_QUESTION = (
+    "Below is the response to an instruction, please guess the corresponding instruction for the given response.\n"
+    "{y}\nGenerate the instruction for the above response."
+)
+
+
+@dataclass(frozen=True)
+class _TextTemplate:
+    """The prompt of a turn is `before + text + after`; `system` stands once, before the first."""
+
+    before: str
+    after: str
+    system: str = ""
+
+
+_ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+TEMPLATES = {
+    "vicuna": _TextTemplate(
+        "USER: ",
+        " ASSISTANT:",
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+        "and polite answers to the user's questions. ",
+    ),
+    "alpaca": _TextTemplate(_ALPACA + "### Instruction:\n", "\n\n### Response:"),
+    "wizardlm": _TextTemplate("", "\n\n### Response:"),
+    "plain": _TextTemplate("", "\n"),
+}
+TEMPLATE_NAMES = ("auto", "chat", *TEMPLATES)
+
+
+class Encoded(NamedTuple):
+    """A context and its target, as ids that fit; `cut` says whether something had to give way."""
+
+    context: list[int]
+    target: list[int]
+    cut: bool
+
+
+class StudentTemplate:
+    """A named template together with a tokenizer: text in, ids that fit `max_length` out.
+
+    Args:
+        tokenizer: the student's.
+        template: "auto" (the tokenizer's chat template, else vicuna), "chat", "vicuna", "alpaca", "wizardlm", "plain".
+        max_length: tokens of one training sequence; one place is kept for EOS.
+
+    Raises:
+        SettingsError: an unknown template, "chat" without a chat template, a tokenizer without BOS and EOS.
+    """
+
+    def __init__(self, tokenizer: Any, template: str = "auto", max_length: int = 2048):
+        if template not in TEMPLATE_NAMES:
+            raise SettingsError(f"`template={template!r}` is unknown; there are {', '.join(TEMPLATE_NAMES)}.")
+        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        if template == "chat" and not has_chat:
+            raise SettingsError("`template='chat'` needs a tokenizer with a chat template; name a template instead.")
+        if tokenizer.eos_token_id is None:
+            raise SettingsError("The student's tokenizer has no EOS token: set one, `tokenizer.eos_token = ...`.")
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.name = ("chat" if has_chat else "vicuna") if template == "auto" else template
+        self.eos: int = tokenizer.eos_token_id
+        bos = tokenizer.bos_token_id
+        self.alone: list[int] = [self.eos if bos is None else bos]
+
+    def forward(self, row: dict[str, Any]) -> Encoded:
+        """The response y after its instruction x (and the turns before)."""
+        x = question(row["instruction"], row["input"])
+        return self._fit(_Prompt(list(row.get("history") or []), "", x, ""), row["response"])
+
+    def reverse(self, row: dict[str, Any]) -> Encoded:
+        """The instruction x after the question that guesses it from y."""
+        before, after = REVERSE_QUESTION.split("{y}")
+        x = question(row["instruction"], row["input"])
+        return self._fit(_Prompt(list(row.get("history") or []), before, row["response"], after), x)
+
+    def training_ids(self, row: dict[str, Any]) -> dict[str, Any]:
+        """input_ids and labels of one pair, -100 on the prompt; `cut` beside them."""
+        context, target, cut = self.forward(row)
+        ids = [*target, self.eos]
+        return {"input_ids": context + ids, "labels": [-100] * len(context) + ids, "cut": cut}
+
+    def _fit(self, prompt: "_Prompt", target: str) -> Encoded:
+        """Context and target within max_length - 1 tokens.
+
+        The context gives way first, until the target has min(its length, max_length // 2) tokens: the oldest turns whole,
+        then the end of the prompt's text. Then the target's tail is cut.
+        """
+        target_ids = self.ids(target)
+        room = self.max_length - 1
+        context = self._context(prompt)
+        if len(context) + len(target_ids) <= room:
+            return Encoded(context, target_ids, False)
+        budget = room - min(len(target_ids), self.max_length // 2)  # the context's
+        turns = prompt.turns
+        first = 1 if turns and turns[0]["role"] == "system" else 0
+        while len(context) > budget and len(turns) > first:
+            del turns[first : first + 2]
+            context = self._context(prompt)
+        if (excess := len(context) - budget) > 0:
+            span = self._text_span(prompt)
+            kept = max(len(span) - excess, 0)
+            context = context[: span.start + kept] + context[span.stop :]
+        if len(context) >= room:
+            raise SettingsError(
+                f"`max_length={self.max_length}` leaves no room: the template {self.name!r} alone takes {len(context)} tokens. "
+                "Raise `max_length`, or choose a shorter template."
+            )
+        return Encoded(context, target_ids[: room - len(context)], True)
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text by itself, without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _context(self, prompt: "_Prompt") -> list[int]:
+        """The prompt's ids, earlier turns included."""
+        before, text, _ = self._written(prompt)
+        return before + self._encode(text, special=self.name != "chat" and not before)["input_ids"]
+
+    def _text_span(self, prompt: "_Prompt") -> range:
+        """Which of the context's ids lie wholly in the prompt's text; none where a slow tokenizer cannot tell."""
+        if not self.tokenizer.is_fast:
+            return range(0)
+        before, text, (start, end) = self._written(prompt)
+        offsets = self._encode(text, special=self.name != "chat" and not before, offsets=True)["offset_mapping"]
+        inside = [i for i, (left, right) in enumerate(offsets, len(before)) if start <= left < right <= end]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+    def _written(self, prompt: "_Prompt") -> tuple[list[int], str, tuple[int, int]]:
+        """The ids of earlier turns, the last turn as text, and where in it the prompt's text stands."""
+        turns = prompt.turns
+        if self.name == "chat":
+            rendered, without = (
+                self.tokenizer.apply_chat_template(
+                    [*turns, {"role": "user", "content": prompt.before + inner + prompt.after}],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
+                for inner in (prompt.text, _MARK)
+            )
+            start = without.rindex(_MARK)
+            return [], rendered, (start, len(rendered) - (len(without) - start - len(_MARK)))
+
+        template = TEMPLATES[self.name]
+        system = template.system
+        if turns and turns[0]["role"] == "system":
+            system, turns = turns[0]["content"] + (" " if template.system else "\n\n"), turns[1:]
+        before: list[int] = []
+        for user, assistant in zip(turns[::2], turns[1::2], strict=True):
+            text = ("" if before else system) + template.before + user["content"] + template.after
+            before += self._encode(text, special=not before)["input_ids"] + self.ids(assistant["content"]) + [self.eos]
+        opening = ("" if before else system) + template.before + prompt.before
+        start = len(opening)
+        return before, opening + prompt.text + prompt.after + template.after, (start, start + len(prompt.text))
+
+    def _encode(self, text: str, special: bool, offsets: bool = False) -> dict[str, list]:
+        encoding = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=offsets)
+        if special and encoding["input_ids"][-1] == self.eos and len(encoding["input_ids"]) > 1:
+            return {name: encoding[name][:-1] for name in encoding}  # a tokenizer that also closes: the answer follows
+        return encoding
+
+
+# Stands in for the text to find where a chat template puts it; a private-use character that no data should hold.
+_MARK = "\ue000"
+
+
+class _Prompt(NamedTuple):
+    """What a student is shown before the target: earlier turns, then a text with something around it."""
+
+    turns: list[dict[str, str]]
+    before: str
+    text: str
+    after: str
+
+
+def to_training_ids(dataset: Dataset, tokenizer: Any, template: str = "auto", max_length: int = 2048) -> Dataset:
+    """Add `input_ids` and `labels` to the usable rows of a table, for SFTTrainer, which takes them as they are.
+
+    In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
+    Out: all columns, input_ids and labels (-100 on the prompt), prompt + response + EOS, at most max_length   (≤ N rows)
+
+    These are the ids that `StudentScorer` scores, with the same template and length. SFTTrainer's own tokenisation of
+    prompt and completion together gives other first tokens with many tokenizers.
+
+    Raises:
+        DataError: columns are missing, no row is usable.
+        SettingsError: see `StudentTemplate`; `max_length` has no room for the template.
+    """
+    student = StudentTemplate(tokenizer, template, max_length)
+    rows = usable_rows(dataset, "`to_training_ids`")
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        encoded = student.training_ids(row)
+        return {"input_ids": encoded["input_ids"], "labels": encoded["labels"]}
+
+    features = Features({**rows.features, "input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    return rows.map(encode, features=features, load_from_cache_file=False, desc="Tokenizing pairs")
+
+
+def to_messages(dataset: Dataset) -> Dataset:
+    """Replace the text columns of the usable rows by `messages`, whole conversations: free of any template.
+
+    In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
+    Out: messages (role, content), and the other columns                                       (≤ N rows)
+    """
+    rows = usable_rows(dataset, "`to_messages`", new="messages")
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        user = {"role": "user", "content": question(row["instruction"], row["input"])}
+        return {
+            "messages": [*(row.get("history") or []), user, {"role": "assistant", "content": row["response"]}]
+        }
+
+    return _converted(rows, convert, Features({"messages": List(TURN)}))
+
+
+def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
+    """Replace the text columns of the usable rows by `prompt` and `completion`, for other people's pipelines.
+
+    In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
+    Out: prompt, completion (text), and the other columns                                      (≤ N rows)
+
+    Earlier turns are written out with `</s>` behind each answer. For training with SFTTrainer use `to_training_ids`.
+
+    Args:
+        dataset: the table.
+        template: "vicuna", "alpaca", "wizardlm" or "plain"; a chat template needs a tokenizer: use `to_messages`.
+    """
+    if template not in TEMPLATES:
+        raise SettingsError(
+            f"`to_prompt_completion(template={template!r})` needs one of {', '.join(TEMPLATES)}; for chat templates use "
+            "`to_messages`."
+        )
+    rows = usable_rows(dataset, "`to_prompt_completion`", new="prompt")
+    shape = TEMPLATES[template]
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        turns = list(row.get("history") or [])
+        prompt = shape.system
+        if turns and turns[0]["role"] == "system":
+            prompt = turns.pop(0)["content"] + (" " if shape.system else "\n\n")
+        for user, assistant in zip(turns[::2], turns[1::2], strict=True):
+            prompt += f"{shape.before}{user['content']}{shape.after}{assistant['content']}</s>"
+        prompt += shape.before + question(row["instruction"], row["input"]) + shape.after
+        return {"prompt": prompt, "completion": row["response"]}
+
+    return _converted(rows, convert, Features({"prompt": Value("string"), "completion": Value("string")}))
+
+
+def usable_rows(dataset: Dataset, who: str, new: str | None = None) -> Dataset:
+    """The rows with instruction and response. DataError where there is none, or a column is in the way."""
+    require_columns(dataset.column_names, ("instruction", "input", "response"), who)
+    if new in dataset.column_names:
+        raise DataError(f"{who} writes the column {new!r}, which is there already: rename or remove it before.")
+    pairs = zip(dataset["instruction"], dataset["response"], strict=True)
+    keep = [index for index, (instruction, response) in enumerate(pairs) if is_usable(instruction, response)]
+    if not keep:
+        raise DataError(f"{who} found no usable row among {len(dataset)}: `instruction` or `response` is null in each.")
+    return dataset if len(keep) == len(dataset) else dataset.select(keep)
+
+
+def _converted(rows: Dataset, convert: Callable[[dict[str, Any]], dict[str, Any]], new: Features) -> Dataset:
+    gone = [name for name in ("instruction", "input", "response", "history") if name in rows.column_names]
+    features = Features({**new, **{name: kind for name, kind in rows.features.items() if name not in gone}})
+    return rows.map(convert, remove_columns=gone, features=features, load_from_cache_file=False)
