@@ -20,8 +20,11 @@ from .templates import StudentTemplate
 if TYPE_CHECKING:
     import torch
 
-# "auto": float32 logits of a batch stay below this many values (1 GiB), whatever the vocabulary
+# "auto" keeps a batch's float32 logits below 2**28 values (1 GiB) whatever the vocabulary, and a batch as small as pays:
+# on a CPU more tokens only mean more padding.
 _AUTO_LOGITS = 2**28
+_AUTO_TOKENS = {"cpu": 2048}
+_AUTO_TOKENS_ELSEWHERE = 16_384
 
 
 class _Pass(NamedTuple):
@@ -48,7 +51,8 @@ class StudentScorer:
         tokenizer: its tokenizer.
         template: how the student sees a pair, as in training: see `hf_reflect.templates`.
         max_length: as in training; what is longer is cut as there, alike in the passes that are compared.
-        tokens_per_batch: padded tokens in one forward pass; "auto" keeps the logits of a batch below 1 GiB.
+        tokens_per_batch: padded tokens in one forward pass; "auto" keeps the logits of a batch below 1 GiB, and takes no more
+            than the device has use for.
 
     Raises:
         DataError: a column is missing.
@@ -161,7 +165,8 @@ class StudentScorer:
         limit = self.tokens_per_batch
         if isinstance(limit, str):
             config = self.model.config.get_text_config() if hasattr(self.model.config, "get_text_config") else None
-            limit = max(_AUTO_LOGITS // (getattr(config, "vocab_size", None) or 32_000), 1)
+            by_memory = _AUTO_LOGITS // (getattr(config, "vocab_size", None) or 32_000)
+            limit = min(by_memory, _AUTO_TOKENS.get(self._device().type, _AUTO_TOKENS_ELSEWHERE))
         batch: list[_Pass] = []
         for item in sorted(passes, key=lambda item: -len(item.ids)):
             if batch and len(batch[0].ids) * (len(batch) + 1) > limit:
@@ -171,11 +176,14 @@ class StudentScorer:
         if batch:
             yield batch
 
+    def _device(self) -> "torch.device":
+        return self.model.get_input_embeddings().weight.device
+
     def _forward(self, batch: list[_Pass]) -> list[float]:
         """Mean negative log-likelihood of each target, in nats."""
         import torch
 
-        device = self.model.get_input_embeddings().weight.device
+        device = self._device()
         length = len(batch[0].ids)
         pad = self.template.eos
         ids = torch.tensor([item.ids + [pad] * (length - len(item.ids)) for item in batch])  # (rows, length)
