@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -258,6 +259,30 @@ class ReflectionTransform:
             "Mend the cause (a larger `max_tokens`, another model or prompt), or raise `max_failure_rate`. Replies that "
             "came are in the ledger."
         )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A teacher that answers only what is in the ledger."""
+
+    teacher: Teacher
+    max_failure_rate: float = 1.0
+
+    def __call__(self, chats: list[Chat]) -> list[Reply]:
+        return self.teacher.recorded(chats)
+
+
+def estimate_recycling(teacher: Teacher, pairs: Dataset) -> dict[str, float]:
+    """What reflecting on every instruction and every response would take, asking nothing.
+
+    In: the table of `to_pairs`. Returns calls (three a row, less those in the ledger), reused, prompt_tokens,
+    completion_tokens, cost. A new instruction that nobody has asked for yet counts as if it were as long as its original.
+    """
+    instruction, response = (ReflectionTransform(teacher, part) for part in ("instruction", "response"))
+    known = ReflectionTransform(_Recorded(teacher), "instruction", source=teacher.model)
+    first = instruction.estimate(pairs)
+    second = response.estimate(pairs.map(known, batched=True, load_from_cache_file=False))
+    return {name: first[name] + second[name] for name in first}
 
 
 def _as_table(batch: Any) -> pa.Table:

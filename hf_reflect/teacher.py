@@ -45,9 +45,6 @@ class Reply:
     reused: bool = False
 
 
-KEPT = ("text", "finish_reason", "model", "prompt_tokens", "completion_tokens")  # of a ledger's record in a Reply
-
-
 class _Retryable(Exception):
     """A failure that may pass: its words, and how many seconds the endpoint asked to wait."""
 
@@ -174,7 +171,7 @@ class Teacher:
             for key, indices in places.items():
                 if key in known:
                     self._stats["reused"] += len(indices)
-                    on_reply(indices, Reply(**{name: known[key][name] for name in KEPT}, reused=True))
+                    on_reply(indices, _reply(known[key], reused=True))
                 else:
                     missing.append(key)
             del known
@@ -185,9 +182,13 @@ class Teacher:
 
     def request(self, chat: Chat) -> dict[str, Any]:
         """What determines the reply, and so the ledger's key: model, messages, sampling parameters, `extra_body`."""
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
-        request = {"model": self.model, "messages": chat} | {k: v for k, v in sampling.items() if v is not None}
-        return request | ({"extra_body": self.extra_body} if self.extra_body else {})
+        return {"messages": chat, **self.sampling()}
+
+    def sampling(self) -> dict[str, Any]:
+        """What determines a reply besides the messages; a setting that is None is not sent."""
+        names = ("model", "temperature", "top_p", "max_tokens")
+        sampling = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return sampling | ({"extra_body": self.extra_body} if self.extra_body else {})
 
     def key(self, chat: Chat) -> str:
         """The ledger's key of this chat."""
@@ -221,6 +222,14 @@ class Teacher:
                 "accelerate_configs/cpu.yaml recipes/srecycle_wizardlm.py --config recipes/quickstart.yaml`"
             )
         return key or "not-needed"
+
+    def recorded(self, chats: list[Chat]) -> list[Reply]:
+        """The replies that are in the ledger; the others have `error="budget: not asked"`."""
+        keys = [self.key(chat) for chat in chats]
+        with Ledger(self.ledger) as ledger:
+            known = ledger.get(dict.fromkeys(keys))
+        missing = Reply(error="budget: not asked")
+        return [_reply(known[key], reused=True) if key in known else missing for key in keys]
 
     def estimate(self, chats: list[Chat]) -> dict[str, float]:
         """What asking these chats would take, without asking: calls, reused, prompt_tokens, completion_tokens, cost.
@@ -393,15 +402,14 @@ class _Asking:
             self.settled.set()
 
         self.anything_answered, self.failing_since = True, None
-        reply = {name: answer[name] for name in KEPT}
-        used = reply["prompt_tokens"], reply["completion_tokens"]
+        used = answer["prompt_tokens"], answer["completion_tokens"]
         cost = self.teacher.cost(*used)
-        record = reply | {"fingerprint": answer["fingerprint"], "seconds": round(time.monotonic() - started, 3)}
+        record = answer | {"seconds": round(time.monotonic() - started, 3)}
         over = (sum(used) - question.tokens, cost - question.cost)
         self.ledger.put(question.key, question.request, record, self.teacher.endpoint, over)
         for name, value in (("asked", 1), ("prompt_tokens", used[0]), ("completion_tokens", used[1]), ("cost", cost)):
             self.stats[name] += value
-        return Reply(**reply)
+        return _reply(record)
 
     def _status_error(self, error: Any) -> Exception:
         """What to do about a status that is no success."""
@@ -447,6 +455,12 @@ def _read(content: bytes) -> dict[str, Any]:
         "prompt_tokens": usage.get("prompt_tokens") or 0,
         "completion_tokens": usage.get("completion_tokens") or 0,
     }
+
+
+def _reply(record: dict[str, Any], reused: bool = False) -> Reply:
+    """A record of the ledger as a Reply; how long it took, and the endpoint's fingerprint, stay behind."""
+    names = ("text", "finish_reason", "model", "prompt_tokens", "completion_tokens")
+    return Reply(**{name: record[name] for name in names}, reused=reused)
 
 
 def _endpoint_words(error: Any) -> str:

@@ -1,0 +1,120 @@
+"""What the recipes can be told: dataclasses for TrlParser, beside its SFTConfig and ModelConfig."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import ReflectError, SettingsError
+from .teacher import Teacher
+
+
+@dataclass
+class DataArguments:
+    """What is recycled, and which part of the way is gone."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Folder, .json(l)/.csv/.parquet file, or Hub id."})
+    split: str = field(default="train", metadata={"help": "Its split."})
+    max_rows: int | None = field(default=None, metadata={"help": "Only the first rows: for a trial."})
+    rename_columns: dict | str | None = field(default=None, metadata={"help": "Old to new column names."})
+    invalid: str = field(default="raise", metadata={"help": "Rows that are no pair: raise or drop."})
+    stage: str = field(default="all", metadata={"help": "all, recycle, select or train."})
+    candidates: str | None = field(default=None, metadata={"help": "A recycled table (folder or Hub id) to choose from."})
+    estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace tables that other settings made."})
+    push_dataset_to: str | None = field(default=None, metadata={"help": "Hub id for the selected rows; private."})
+    demo: bool = field(default=False, metadata={"help": "Bundled pairs, written replies and a toy student."})
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("all", "recycle", "select", "train"):
+            raise SettingsError(f"`stage` is all, recycle, select or train, not {self.stage!r}.")
+
+
+@dataclass
+class TeacherArguments:
+    """Who rewrites the data, and how hard it may be asked; the key is in the environment."""
+
+    teacher_model: str = field(metadata={"help": "Model name as the endpoint knows it."})
+    base_url: str | None = field(default=None, metadata={"help": "Any OpenAI-compatible endpoint; OpenAI's if absent."})
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the key."})
+    ledger: str | None = field(default=None, metadata={"help": "All replies; <output_dir>/ledger.sqlite if absent."})
+    temperature: float | None = field(default=0.0, metadata={"help": "Sampling temperature."})
+    top_p: float | None = field(default=1.0, metadata={"help": "Nucleus sampling."})
+    max_tokens: int = field(default=2048, metadata={"help": "Tokens of a reply, at most."})
+    extra_body: dict | str | None = field(default=None, metadata={"help": "Further fields of each request."})
+    max_concurrency: int = field(default=64, metadata={"help": "Requests in flight; changes speed, never replies."})
+    requests_per_minute: float | None = field(default=None, metadata={"help": "The endpoint's limit."})
+    tokens_per_minute: float | None = field(default=None, metadata={"help": "The endpoint's limit."})
+    timeout: float = field(default=300.0, metadata={"help": "Seconds for one request."})
+    max_failure_rate: float = field(default=0.2, metadata={"help": "Stop past this share of unusable replies."})
+    price_per_million_input: float | None = field(default=None, metadata={"help": "Money per million tokens."})
+    price_per_million_output: float | None = field(default=None, metadata={"help": "Money per million tokens."})
+    max_cost: float | None = field(default=None, metadata={"help": "Never spend more, over all runs of the ledger."})
+
+    def teacher(self, ledger: Path) -> Teacher:
+        fields = asdict(self) | {"ledger": str(self.ledger or ledger), "model": self.teacher_model}
+        return Teacher(**{name: value for name, value in fields.items() if name != "teacher_model"})
+
+
+@dataclass
+class SelectionArguments:
+    """How the student chooses."""
+
+    rule: str = field(default="paper", metadata={"help": "A name in hf_reflect.RULES."})
+    ifd_gate: float | None = field(default=1.0, metadata={"help": "Keep rows with IFD strictly below; null: no gate."})
+    r_ifd_gate: float | None = field(default=1.0, metadata={"help": "Keep rows with r-IFD strictly below; null: no gate."})
+    keep: str | None = field(default="reflected", metadata={"help": "reflected (only rewritten responses), or null."})
+    template: str = field(default="vicuna", metadata={"help": "auto, chat, vicuna, alpaca, wizardlm or plain."})
+
+
+def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
+    """The dataclasses filled by TrlParser: from `--config x.yaml`, else the YAML of the recipe's name beside it, and flags.
+
+    Raises:
+        SettingsError: unknown keys (with the nearest known one), values that do not fit, a YAML that cannot be read.
+    """
+    import torch
+    import yaml
+    from trl import TrlParser
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        # accelerate hands `use_cpu` of its YAML only to single processes: several would each think it is alone
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> NoReturn:
+            raise SettingsError(f"The arguments do not fit: {message}.")
+
+    arguments = sys.argv[1:]
+    if not any(argument.split("=")[0] in ("--config", "-h", "--help") for argument in arguments):
+        arguments = ["--config", str(Path(script).with_suffix(".yaml")), *arguments]
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    config = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
+    parser = Parser(types)
+    known = [action.dest for action in parser._actions]
+    try:
+        if config is not None:
+            for key in set(yaml.safe_load(Path(config).read_text()) or {}) - {*known, "env"}:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                raise SettingsError(f"{config} has the key `{key}`, which no argument has." + _did_you_mean(near))
+        return parser.parse_args_and_config(args=arguments)
+    except OSError as error:
+        raise SettingsError(f"The configuration {config} cannot be read: {error.strerror}. Check `--config`.") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{config} is no YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ReflectError):
+            raise
+        words = str(error)
+        if words.startswith("Some specified arguments are not used"):
+            flag = words.split("'")[1].lstrip("-")
+            near = difflib.get_close_matches(flag, known, n=1)
+            raise SettingsError(f"The flag --{flag} is unknown." + _did_you_mean(near)) from error
+        raise SettingsError(f"The arguments do not fit: {' '.join(words.split())}") from error
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f" Did you mean `{near[0]}`?" if near else " `--help` lists them all."

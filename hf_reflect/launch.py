@@ -1,0 +1,83 @@
+"""How a recipe starts and fails: tables and tokenizers from anywhere, errors said once and short."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+
+from .errors import DataError, ReflectError
+
+
+def main_of(recipe: Callable[[], None]) -> None:
+    """Run a recipe; what its user can mend is said by rank 0 alone, in a few lines, without a traceback."""
+    try:
+        recipe()
+    except ReflectError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(30)  # rank 0 speaks, and its exit ends this process; exiting first would end rank 0
+        sys.exit(1)
+
+
+def load_table(path: str, split: str = "train", what: str = "dataset") -> Dataset:
+    """A split from a folder of `save_to_disk`, a JSON, JSONL, CSV or Parquet file, or the Hub.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+    """
+    kinds = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    local = Path(path)
+    looks_local = local.exists() or path.startswith((".", "/", "~")) or local.suffix in kinds or path.count("/") > 1
+    if looks_local and not local.exists():
+        raise DataError(f"The {what} {path!r} does not exist (seen from {Path.cwd()}). Check the path.")
+    try:
+        if (local / "dataset_info.json").exists() or (local / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(path)
+        elif local.is_file():
+            if local.suffix not in kinds:
+                raise DataError(f"The {what} {path!r} is a file of unknown kind; known are {', '.join(kinds)}.")
+            loaded = datasets.load_dataset(kinds[local.suffix], data_files=path)
+        else:
+            loaded = datasets.load_dataset(path)
+    except ReflectError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # DatasetsError: broken or empty files
+        raise DataError(
+            f"The {what} {path!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_to_disk`, a .json, .jsonl, "
+            ".csv or .parquet file, or the id of a dataset on the Hub (and be online for that)."
+        ) from error
+    if isinstance(loaded, DatasetDict):
+        if split not in loaded:
+            raise DataError(f"The {what} {path!r} has no split {split!r}; it has {', '.join(loaded)}. Set `split`.")
+        return loaded[split]
+    return loaded
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
+
+
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The student's tokenizer.
+
+    Raises:
+        DataError: there is no such model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The student {model!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_pretrained`, or the id of a "
+            "model on the Hub (and be online, and logged in where it is gated)."
+        ) from error

@@ -1,0 +1,281 @@
+"""One run of a recipe: its folder, who works and who waits, and what it says at the end."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+from datasets import Dataset
+
+from .errors import DataError, SettingsError
+from .pairs import KEY_COLUMNS, PAIR_FEATURES, is_usable
+
+T = TypeVar("T")
+_POLL = 0.2  # seconds
+_SHARED_WITHIN = 60.0  # seconds until a shared file system must show a file of rank 0
+
+
+class Run:
+    """The folder of a run: tables, each with the settings that made it, and `summary.json`.
+
+    Rank 0 works while the others wait by looking for a file, never in a collective: asking a teacher may take hours, and
+    a process group gives up after minutes. What is recorded:
+
+        summary.json   hash and settings (data, teacher, student, selection), then what happened
+        candidates/    all versions; made with `data` and `teacher`
+        selected/      what the student kept; made with `student` and `selection`
+        .work/         the rows as trained on, and who is ready; gone at the end
+
+    Args:
+        folder: where all of it lies; shared by all nodes.
+        overwrite: whether a table that was made with other settings may be replaced. A ledger never is.
+    """
+
+    GUARDS = {"candidates": ("data", "teacher"), "selected": ("student", "selection")}
+
+    def __init__(self, folder: str, overwrite: bool = False):
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        self.folder, self.overwrite = Path(folder), overwrite
+        self.work = self.folder / ".work"
+        self.state = PartialState()
+        self.is_first = self.state.is_main_process
+        if self.state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", "1"))):
+            raise SettingsError(
+                f"{launched} processes were launched, but each runs alone: on a CPU add `--use_cpu true`; otherwise check the "
+                "accelerate configuration."
+            )
+        # Ready files carry the launch's own id: those of an earlier launch mean nothing.
+        launch = [uuid.uuid4().hex if self.is_first else None]
+        if self.state.num_processes > 1:
+            broadcast_object_list(launch)
+        self.launch = launch[0]
+        self.summary: dict[str, Any] = {"settings": {}}
+        self._before: dict[str, Any] = {}
+        if self.is_first:
+            try:
+                shutil.rmtree(self.work, ignore_errors=True)
+                self.work.mkdir(parents=True)
+                path = self.folder / "summary.json"
+                self._before = json.loads(path.read_text()) if path.exists() else {}
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"The output folder {self.folder} cannot be used: {error}. Name another.") from error
+        self.first("start", lambda: None, within=_SHARED_WITHIN)
+
+    def first(self, name: str, work: Callable[[], T], within: float | None = None) -> T:
+        """Rank 0 does `work`, the others wait for it; all get its result, which must fit into JSON."""
+        ready = self.work / f"{name}.{self.launch}.json"
+        if self.is_first:
+            datasets.disable_caching()  # what one rank computes is saved under its own name
+            try:
+                result = work()
+            finally:
+                datasets.enable_caching()
+            part = ready.with_suffix(".part")
+            part.write_text(json.dumps(result))
+            part.rename(ready)
+            return result
+        started = time.monotonic()
+        while not ready.exists():
+            if within is not None and time.monotonic() - started > within:
+                # said by this rank, since rank 0 does not know
+                print(f"{self.folder} is not shared between the nodes: put `output_dir` on a shared disk.", file=sys.stderr)
+                sys.exit(1)
+            time.sleep(_POLL)
+        return json.loads(ready.read_text())
+
+    def holds(self, table: str, **settings: dict[str, Any]) -> bool:
+        """Rank 0: whether the folder's table was made with these settings.
+
+        Raises:
+            SettingsError: it was made with others, and `overwrite` is off.
+        """
+        self.summary["settings"] |= settings
+        if not (self.folder / table).exists():
+            return False
+        before = self._before.get("settings", {})
+        difference = next(
+            (
+                f"`{section}.{key}` was {before.get(section, {}).get(key)!r} and is now {settings[section].get(key)!r}"
+                for section in self.GUARDS[table]
+                for key in {**before.get(section, {}), **settings[section]}
+                if before.get(section, {}).get(key) != settings[section].get(key)
+            ),
+            None,
+        )
+        if difference is None:
+            return True
+        if not self.overwrite:
+            raise SettingsError(
+                f"{self.folder / table} holds the results of another run: {difference}.\nName another `output_dir`, or replace "
+                "them with `--overwrite true` (replies in the ledger stay)."
+            )
+        self.drop(table)
+        return False
+
+    def note(self, **sections: Any) -> None:
+        """Put something into the summary; only rank 0's is written."""
+        self.summary |= sections
+
+    def drop(self, table: str) -> None:
+        """Rank 0: remove a table, and what was made from it."""
+        for name in list(self.GUARDS)[list(self.GUARDS).index(table) :]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def save(self, table: str, dataset: Dataset) -> None:
+        """Rank 0: write a table, whole or not at all, after the settings that made it."""
+        kept = {name: value for name, value in self._before.get("settings", {}).items()}
+        self.summary["settings"] = kept | self.summary["settings"]
+        self.write_summary()
+        for name in list(self.GUARDS)[list(self.GUARDS).index(table) + 1 :]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # made from the table as it was
+        part = self.folder / f".{table}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        dataset.save_to_disk(part)
+        old = self.folder / f".{table}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if (self.folder / table).exists():
+            (self.folder / table).rename(old)
+        part.rename(self.folder / table)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, table: str) -> Dataset:
+        """A table of this run, the same on all ranks."""
+        if not (self.folder / table).exists():
+            raise DataError(f"{self.folder / table} does not exist: run the stage that makes it first.")
+        return Dataset.load_from_disk(self.folder / table)
+
+    def training_rows(self, make: Callable[[], Dataset]) -> Dataset:
+        """A table that rank 0 makes for the Trainer of all ranks; its caches stay out of the run's tables."""
+        self.first("training_rows", lambda: make().save_to_disk(self.work / "rows"))
+        return Dataset.load_from_disk(self.work / "rows")
+
+    def write_summary(self) -> None:
+        """Rank 0: `summary.json`, atomically. Its hash covers the settings of data, teacher, student and selection."""
+        settings = json.dumps(self.summary["settings"], sort_keys=True)
+        self.summary = {**self.summary, "hash": hashlib.sha256(settings.encode()).hexdigest()}
+        part = self.folder / ".summary.part"
+        part.write_text(json.dumps(self.summary, indent=2, ensure_ascii=False))
+        part.rename(self.folder / "summary.json")
+
+    def finish(self) -> None:
+        """Rank 0 writes and prints the summary; all ranks leave together."""
+        if self.is_first:
+            self.write_summary()
+            shutil.rmtree(self.work, ignore_errors=True)
+            print_summary(self.summary, self.folder)
+        self.state.destroy_process_group()
+
+
+def content_digest(dataset: Dataset) -> str:
+    """Of what the table says, whatever the scores: its ids, texts, history and errors, in order."""
+    digest = hashlib.sha256()
+    names = [name for name in PAIR_FEATURES if name in dataset.column_names]
+    for batch in dataset.select_columns(names).with_format("arrow").iter(10_000):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(model: str) -> str | None:
+    """Of a local model's weight files: sizes and last MiB, which training changes; None for one on the Hub."""
+    files = sorted(p for p in Path(model).glob("*") if p.suffix in (".safetensors", ".bin")) if Path(model).is_dir() else []
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 2**20, 0))
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read())
+    return digest.hexdigest()[:16] if files else None
+
+
+def describe_candidates(candidates: Dataset) -> dict[str, Any]:
+    """rows, versions, made (rewrites asked for and usable), unusable by error code."""
+    variants, codes, usable = Counter(candidates["variant"]), Counter[str](), 0
+    for variant, instruction, response, error in zip(
+        *(candidates[name] for name in ("variant", "instruction", "response", "error")), strict=True
+    ):
+        if is_usable(instruction, response):
+            usable += variant != "original"
+        else:
+            codes[(error or "unknown").split(":")[0]] += 1
+    return {
+        "rows": variants["original"],
+        "versions": len(candidates),
+        "rewrites_usable": usable,
+        "unusable": dict(codes.most_common()),
+    }
+
+
+def describe_selected(selected: Dataset, rows_cut: int | None = None) -> dict[str, Any]:
+    """rows, their number by variant, a digest of which were kept, how many candidates were cut to fit."""
+    keys = sorted(zip(*(selected[name] for name in KEY_COLUMNS), strict=True))
+    return {
+        "rows": len(selected),
+        "by_variant": dict(Counter(selected["variant"]).most_common()),
+        "keys": hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16],
+        **({"cut": rows_cut} if rows_cut is not None else {}),
+    }
+
+
+def describe_training(trainer: Any) -> dict[str, Any]:
+    """steps, first and last logged loss, and the launch as seen from inside."""
+    import torch
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
+    return {
+        "steps": trainer.state.global_step,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "processes": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "backend": backend,
+        "model_class": type(trainer.model_wrapped).__name__,
+    }
+
+
+def print_estimate(estimate: dict[str, float]) -> None:
+    """What recycling would take, for people."""
+    tokens = f"{estimate['prompt_tokens']:,} tokens asked, {estimate['completion_tokens']:,} answered"
+    cost = f"{estimate['cost']:.2f}" if estimate["cost"] else "set price_per_million_input and price_per_million_output"
+    lines = {"calls": f"{estimate['calls']:,} to ask, {estimate['reused']:,} in the ledger", "tokens": tokens, "cost": cost}
+    print("\n" + "\n".join(f"  {name:<6}  {value}" for name, value in lines.items()) + "\n", flush=True)
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """What happened, for people."""
+    lines: list[tuple[str, str]] = []
+
+    def counts(numbers: dict[str, int]) -> str:
+        return ", ".join(f"{name} {number}" for name, number in numbers.items()) or "none"
+
+    if "candidates" in summary:
+        made = summary["candidates"]
+        lines.append(("source rows", f"{made['rows']}"))
+        lines.append(("versions", f"{made['versions']}, {made['rewrites_usable']} of them usable rewrites"))
+        lines.append(("unusable, by error", counts(made["unusable"])))
+    if calls := summary.get("calls"):
+        cost = f", cost {calls['cost']:.2f}" if calls["cost"] else ""
+        lines.append(("teacher calls", f"{calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed{cost}"))
+    if kept := summary.get("selected"):
+        lines.append(("kept", f"{kept['rows']}: {counts(kept['by_variant'])}"))
+        if kept.get("cut"):
+            lines.append(("cut to max_length", f"{kept['cut']} versions"))
+    if training := summary.get("training"):
+        loss = " → ".join("?" if x is None else f"{x:.4f}" for x in (training["loss_first"], training["loss_last"]))
+        lines.append(("training loss", f"{loss} in {training['steps']} steps"))
+        backend = f", {training['backend']}, {training['model_class']}" if training["backend"] else ""
+        lines.append(("processes", f"{training['processes']} ({training['distributed_type']}{backend})"))
+    lines += [(name, str(folder / name)) for name in ("candidates", "selected", "model") if (folder / name).exists()]
+    lines += [("summary", str(folder / "summary.json")), *((("note", summary["note"]),) if "note" in summary else ())]
+    width = max(len(name) for name, _ in lines)
+    print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines) + "\n", flush=True)
