@@ -1,7 +1,6 @@
 """What the recipes can be told: dataclasses for TrlParser, beside its SFTConfig and ModelConfig."""
 
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,9 @@ class DataArguments:
     rename_columns: dict | str | None = field(default=None, metadata={"help": "Old to new column names."})
     invalid: str = field(default="raise", metadata={"help": "Rows that are no pair: raise or drop."})
     stage: str = field(default="all", metadata={"help": "all, recycle, select or train."})
-    candidates: str | None = field(default=None, metadata={"help": "A recycled table (folder or Hub id) to choose from."})
+    candidates: str | None = field(
+        default=None, metadata={"help": "A recycled table (folder or Hub id) to choose from."}
+    )
     estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
     overwrite: bool = field(default=False, metadata={"help": "Replace tables that other settings made."})
     push_dataset_to: str | None = field(default=None, metadata={"help": "Hub id for the selected rows; private."})
@@ -38,7 +39,9 @@ class TeacherArguments:
     """Who rewrites the data, and how hard it may be asked; the key is in the environment."""
 
     teacher_model: str = field(metadata={"help": "Model name as the endpoint knows it."})
-    base_url: str | None = field(default=None, metadata={"help": "Any OpenAI-compatible endpoint; OpenAI's if absent."})
+    base_url: str | None = field(
+        default=None, metadata={"help": "Any OpenAI-compatible endpoint; OpenAI's if absent."}
+    )
     api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the key."})
     ledger: str | None = field(default=None, metadata={"help": "All replies; <output_dir>/ledger.sqlite if absent."})
     temperature: float | None = field(default=0.0, metadata={"help": "Sampling temperature."})
@@ -65,7 +68,9 @@ class SelectionArguments:
 
     rule: str = field(default="paper", metadata={"help": "A name in hf_reflect.RULES."})
     ifd_gate: float | None = field(default=1.0, metadata={"help": "Keep rows with IFD strictly below; null: no gate."})
-    r_ifd_gate: float | None = field(default=1.0, metadata={"help": "Keep rows with r-IFD strictly below; null: no gate."})
+    r_ifd_gate: float | None = field(
+        default=1.0, metadata={"help": "Keep rows with r-IFD strictly below; null: no gate."}
+    )
     keep: str | None = field(default="reflected", metadata={"help": "reflected (only rewritten responses), or null."})
     template: str = field(default="vicuna", metadata={"help": "auto, chat, vicuna, alpaca, wizardlm or plain."})
 
@@ -80,10 +85,6 @@ def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
     import yaml
     from trl import TrlParser
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-        # accelerate hands `use_cpu` of its YAML only to single processes: several would each think it is alone
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-
     class Parser(TrlParser):
         def error(self, message: str) -> NoReturn:
             raise SettingsError(f"The arguments do not fit: {message}.")
@@ -93,7 +94,10 @@ def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
         arguments = ["--config", str(Path(script).with_suffix(".yaml")), *arguments]
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     config = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
-    parser = Parser(types)
+    parser = Parser(types, allow_abbrev=False)
+    if not torch.accelerator.is_available():
+        # said here, since accelerate hands its own `use_cpu` only to single processes: several would each think it is alone
+        parser.set_defaults(use_cpu=True)
     known = [action.dest for action in parser._actions]
     try:
         if config is not None:
@@ -102,7 +106,9 @@ def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
                 raise SettingsError(f"{config} has the key `{key}`, which no argument has." + _did_you_mean(near))
         return parser.parse_args_and_config(args=arguments)
     except OSError as error:
-        raise SettingsError(f"The configuration {config} cannot be read: {error.strerror}. Check `--config`.") from error
+        raise SettingsError(
+            f"The configuration {config} cannot be read: {error.strerror}. Check `--config`."
+        ) from error
     except yaml.YAMLError as error:
         raise SettingsError(f"{config} is no YAML: {' '.join(str(error).split())}") from error
     except (ValueError, TypeError) as error:

@@ -177,7 +177,13 @@ class SelectionCallback(TrainerCallback):
             return
         rows = {row_id: [variant, source] for row_id, variant, source in _keys(self.selected)}
         text = json.dumps(
-            {"rule": self.rule, **self.settings, "template": self.scorer.template.name, "rescored": self.rescore, "rows": rows}
+            {
+                "rule": self.rule,
+                **self.settings,
+                "template": self.scorer.template.name,
+                "rescored": self.rescore,
+                "rows": rows,
+            }
         )
         folder = Path(self.trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """The exceptions of hf_reflect: each message says what was found, why it cannot work, and what to change.
 
-    ReflectError                    everything below; a recipe prints its message without a traceback
-    ├── DataError (ValueError)      the data, or how it was described
-    ├── SettingsError (ValueError)  an argument, or arguments that do not go together
-    └── TeacherError (RuntimeError) the endpoint cannot be used, or too many replies are unusable
-        └── BudgetExceeded          a limit of the ledger was reached and `on_budget="raise"`
+ReflectError                    everything below; a recipe prints its message without a traceback
+├── DataError (ValueError)      the data, or how it was described
+├── SettingsError (ValueError)  an argument, or arguments that do not go together
+└── TeacherError (RuntimeError) the endpoint cannot be used, or too many replies are unusable
+    └── BudgetExceeded          a limit of the ledger was reached and `on_budget="raise"`
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 from datasets import Dataset, DatasetDict
 
 from .errors import DataError, ReflectError
@@ -36,6 +37,7 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
     looks_local = local.exists() or path.startswith((".", "/", "~")) or local.suffix in kinds or path.count("/") > 1
     if looks_local and not local.exists():
         raise DataError(f"The {what} {path!r} does not exist (seen from {Path.cwd()}). Check the path.")
+    _hub_without_retries_on_screen()
     try:
         if (local / "dataset_info.json").exists() or (local / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(path)
@@ -59,6 +61,11 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
     return loaded
 
 
+def _hub_without_retries_on_screen() -> None:
+    """One message at the end says more than a line a retry."""
+    huggingface_hub.logging.set_verbosity_error()
+
+
 def _first_line(error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
@@ -74,6 +81,7 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoTokenizer
 
+    _hub_without_retries_on_screen()
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

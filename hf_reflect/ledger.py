@@ -60,6 +60,8 @@ class Ledger:
                 f"The ledger {self.path} was written by a newer hf_reflect (its schema is {version}, this one reads up to "
                 f"{SCHEMA_VERSION}). Update with `pip install -U hf-reflect`, or name another file."
             )
+        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+            raise sqlite3.DatabaseError("it is an SQLite file of something else")
         if _is_network_file_system(self.path):
             logger.warning("The ledger %s lies on a network file system: use one process, WAL is off.", self.path)
             self._db.execute("PRAGMA journal_mode = DELETE")
@@ -70,8 +72,6 @@ class Ledger:
         if version == 0:
             with self._transaction():
                 if self._db.execute("PRAGMA user_version").fetchone() == (0,):  # nobody was faster
-                    if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
-                        raise sqlite3.DatabaseError("it is an SQLite file of something else")
                     for statement in _SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -115,7 +115,13 @@ class Ledger:
 
         A key that is there already keeps its first reply.
         """
-        row = (key, json.dumps(request, ensure_ascii=False), json.dumps(reply, ensure_ascii=False), endpoint, time.time())
+        row = (
+            key,
+            json.dumps(request, ensure_ascii=False),
+            json.dumps(reply, ensure_ascii=False),
+            endpoint,
+            time.time(),
+        )
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", row)
             self.correct(*spent)

@@ -99,6 +99,9 @@ def to_pairs(
             f"`to_pairs` found the column{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))}, whose name hf_reflect "
             f"needs for itself. Rename before: `dataset.rename_column({taken[0]!r}, 'original_{taken[0]}')`."
         )
+    features = Features({**PAIR_FEATURES, **{name: dataset.features[name] for name in others}})
+    if not len(dataset):
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     id_column = row_id or ("id" if "id" in others else None)
     ids = None if id_column is None else _ids(dataset[id_column], id_column, required=row_id is not None)
 
@@ -122,7 +125,6 @@ def to_pairs(
                 out[name].append(full[name])
         return out
 
-    features = Features({**PAIR_FEATURES, **{name: dataset.features[name] for name in others}})
     pairs = dataset.with_format(None).map(
         convert,
         with_indices=True,
@@ -147,7 +149,12 @@ def to_pairs(
 
 def content_hash(pair: dict[str, Any]) -> str:
     """16 hexadecimal digits over instruction, input, response and history."""
-    content = [pair["instruction"], pair["input"], pair["response"], [[t["role"], t["content"]] for t in pair["history"]]]
+    content = [
+        pair["instruction"],
+        pair["input"],
+        pair["response"],
+        [[t["role"], t["content"]] for t in pair["history"]],
+    ]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -185,7 +192,12 @@ def _reader(
             if name in columns:
                 return (lambda row: _conversation(row[name], name)), used | {name}
 
-    if "prompt" in columns and "completion" in columns and "instruction" not in columns and not given.keys() - {"row_id"}:
+    if (
+        "prompt" in columns
+        and "completion" in columns
+        and "instruction" not in columns
+        and not given.keys() - {"row_id"}
+    ):
         return _prompt_completion, used | {"prompt", "completion"}
 
     x = given.get("instruction") or ("instruction" if "instruction" in columns else None)
@@ -237,6 +249,8 @@ def _conversation(turns: Any, column: str) -> dict[str, Any]:
         raise _BadRow(f"column `{column}`: no turns")
     history = []
     for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise _BadRow(f"column `{column}`, turn {number}: a {type(turn).__name__} instead of role and content")
         role = turn.get("role") or turn.get("from")
         where = f"{column}[{number}]"
         if role not in ROLES:

@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 INSTRUCTION_CRITERIA = (
@@ -18,9 +19,7 @@ INSTRUCTION_CRITERIA = (
 )
 RESPONSE_CRITERIA = ("Helpfulness", "Relevance", "Accuracy", "Level of Details")
 
-_PAIR = (
-    "{history}[Instruction]\n{instruction}\n\n{input}[The Start of Answer]\n{response}\n[The End of Answer]\n\n"
-)
+_PAIR = "{history}[Instruction]\n{instruction}\n\n{input}[The Start of Answer]\n{response}\n[The End of Answer]\n\n"
 
 
 class Rewrite(NamedTuple):
@@ -72,6 +71,8 @@ class ReflectionPrompt:
         missing or empty), `placeholder: …` (the prompt's own words came back).
         """
         text = _THINKING.sub("", text.replace("\r\n", "\n"), count=1)
+        if (stray := _THINKING_END.match(text)) and self._tag_spans(text[stray.end() :]):
+            text = text[stray.end() :]  # a chat template kept the opening tag for itself
         if finish_reason == "length":
             return Rewrite(error="truncated: the reply was cut off at the token limit")
         if finish_reason == "content_filter":
@@ -86,6 +87,9 @@ class ReflectionPrompt:
         ends = [start for start, _ in spans[1:]] + [len(text)]
         sections = []
         for tag, (_, start), end in zip(self.tags, spans, ends, strict=True):
+            again = islice(re.finditer(_OPENS_A_LINE + _tag(tag), text[start:end]), 9)
+            if any(not _in_code(text[start:end], match.start()) for match in again):
+                return Rewrite(critique=critique, error=f"unparsed: [{tag}] opens more than one section")
             # "Here is a new and more detailed answer:" is the teacher speaking, not the answer
             section = _PREAMBLE.sub("", _until_end_tag(text[start:end]), count=1)
             if not section:
@@ -105,16 +109,16 @@ class ReflectionPrompt:
         spans: list[tuple[int, int]] = []
         limit = len(text)
         for tag in reversed(self.tags):
-            words = r"[ \t]+".join(map(re.escape, tag.split()))
-            # what closes a bold tag belongs to it; after a plain one a ** opens the answer
-            tag_itself = rf"(?:(?<=[*_])\[[ \t]*+{words}[ \t]*+\][*_:]{{0,4}}|\[[ \t]*+{words}[ \t]*+\]:?)"
             # the first that opens a line, since an answer may quote its tag; else the last of those amid sentences
-            found = re.search(_OPENS_A_LINE + tag_itself, text[:limit])
+            found = re.search(_OPENS_A_LINE + _tag(tag), text[:limit])
             if found is None:
-                found = next(iter(deque(re.finditer("(?i)" + tag_itself, text[:limit]), maxlen=1)), None)
+                found = next(iter(deque(re.finditer("(?i)[*_]?" + _tag(tag), text[:limit]), maxlen=1)), None)
             if found is None:
                 return None
-            spans.insert(0, found.span())
+            # what closes a bold tag belongs to it; after a plain one a ** opens the answer
+            closing = _BOLD_TAG_END if re.search("[*_]", found.group()) else _TAG_END
+            tail = closing.match(text, found.end())
+            spans.insert(0, (found.start(), tail.end() if tail else found.end()))
             limit = found.start()
         return spans
 
@@ -125,12 +129,16 @@ def _listed(criteria: tuple[str, ...]) -> str:
 
 # Quantifiers that could fight over the same characters are possessive or bounded: hostile text takes linear time.
 _OPENS_A_LINE = r"(?im)^[#>*_ \t]*+(?:(?:\d{1,2}[.)]|[-•])[#>*_ \t]*+)?"
-_END = re.compile(r"(?i)[*_#]{0,6}\[[ \t]*+/?[ \t]*+end(?: of [^\]\n]{0,40})?[ \t]*+\][*_]{0,6}")
-_THINKING = re.compile(r"(?is)\A\s*+<think(?:ing)?>.*?</think(?:ing)?>")
+_TAG_END, _BOLD_TAG_END = re.compile("[:：]?"), re.compile("[*_:：]{0,4}")
+_END = re.compile(r"(?i)(?:#{1,6} )?[*_#]{0,6}\[[ \t]*+/?[ \t]*+(?:the )?end(?: of [^\]\n]{0,40})?[ \t]*+\][*_]{0,6}")
+_LINE_ENDS = re.compile(r"[ \t]*+(?:\n|\Z)")
+_FENCE = re.compile(r"(?m)^[ \t]*+```")
+_THINKING = re.compile(r"(?is)\A\s*+<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)")
+_THINKING_END = re.compile(r"(?is)\A(?:(?!<think).)*?</think(?:ing)?>")
 _REFUSAL = re.compile(
     r"(?i)(?:(?:i['’]m|i am) (?:very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)?[,.!]? ?(?:but )?"
     r"(?:as an ai[^.\n]{0,60}?, )?(?:i(?:['’]m| am) (?:unable|not able) to|i (?:can(?:['’]t|not| not)|won['’]t|will not)) "
-    r"(?:\w+ ){0,2}?(?:help|assist|answer|provide|comply|fulfil|fulfill|complete|do that|do this|generate|create|write|"
+    r"(?:\w+ ){0,2}?(?:help(?! but)|assist|answer|provide|comply|fulfil|fulfill|complete|do that|do this|generate|create|write|"
     r"rewrite|continue|discuss|engage|support)\b"
 )
 _PLACEHOLDER = re.compile(
@@ -139,22 +147,46 @@ _PLACEHOLDER = re.compile(
 _PREAMBLE = re.compile(
     r"(?i)\A(?:(?:sure|certainly|of course)[,.!:]? )?[*_]{0,3}"
     r"(?:(?:here(?: is|['’]s)|below is|this is) (?:(?:a|an|the|my|your) )?"
-    r"(?:(?:and|much|very|more|new|better|best|improved|revised|updated|enhanced|detailed|complete|comprehensive|thorough|"
-    r"accurate|helpful|possible),? ){1,8}(?:answer|response|instruction)"
+    r"(?:(?:and|much|very|more|new|better|best|improved|revised|updated|enhanced|detailed|complete|complex|"
+    r"challenging|comprehensive|thorough|accurate|helpful|possible),? ){1,8}(?:version of the )?(?:answer|response|instruction)"
     r"(?: to (?:the|your|this) (?:given |original |new |above )?(?:instruction|question|prompt))?"
-    r"|(?:new|better|improved|revised) (?:answer|response|instruction))[*_]{0,3}:[*_]{0,3}\s++"
+    r"|(?:new|better|improved|revised) (?:answer|response|instruction))[*_]{0,3}:[*_]{0,3}(?:\s++|\Z)"
 )
 
 
+def _tag(tag: str) -> str:
+    return r"\[[ \t]*+" + r"[ \t]+".join(map(re.escape, tag.split())) + r"[ \t]*+\]"
+
+
+def _code_blocks(section: str) -> list[tuple[int, int]]:
+    """Where fenced code stands; a last fence without a partner opens none."""
+    fences = [match.start() for match in _FENCE.finditer(section)]
+    return list(zip(fences[::2], fences[1::2], strict=False))
+
+
+def _in_code(section: str, place: int) -> bool:
+    return any(start < place < end for start, end in _code_blocks(section))
+
+
 def _until_end_tag(section: str) -> str:
-    """The text up to its last [End] that stands outside a code block; all of it where there is none."""
-    end, fences, counted = None, 0, 0
+    """The text up to its [End]; all of it where there is none.
+
+    Of several outside code blocks the last that closes its line, else the last; of ends in a row the first.
+    """
+    blocks = deque(_code_blocks(section))
+    last = closing = None
+    closing_end = 0
     for match in _END.finditer(section):
-        fences += section.count("```", counted, match.start())
-        counted = match.start()
-        if fences % 2 == 0:
-            end = match.start()
-    return section[:end].strip()
+        while blocks and blocks[0][1] < match.start():
+            blocks.popleft()
+        if blocks and blocks[0][0] < match.start():
+            continue
+        last = match.start()
+        if _LINE_ENDS.match(section, match.end()):
+            if closing is None or section[closing_end : match.start()].strip():
+                closing = match.start()
+            closing_end = match.end()
+    return section[: last if closing is None else closing].strip()
 
 
 def _shortened(text: str, length: int = 100) -> str:

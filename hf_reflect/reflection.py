@@ -1,6 +1,6 @@
 """The transform: a teacher rewrites one part of every pair, inside `datasets.map`."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -71,17 +71,25 @@ class ReflectionTransform:
             raise SettingsError(f'`part` is "instruction" or "response", not {part!r}.')
         self.teacher, self.part, self.keep_parent = teacher, part, keep_parent
         self.prompt = prompt or PROMPTS[part]
-        self.source = source if source is not None else getattr(teacher, "model", getattr(teacher, "__name__", "teacher"))
+        self.source = (
+            source if source is not None else getattr(teacher, "model", getattr(teacher, "__name__", "teacher"))
+        )
         if not self.source:
             raise SettingsError('`source` names who wrote the rewrites and cannot be "": that is the originals\'.')
+        self._forget()
+
+    def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
+        # a rewrite stands below its parent, perhaps in the next batch: the last keys made show a table reflected before
+        self._made: deque[tuple[str, str, str]] = deque(maxlen=1000)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("teacher", "part", "keep_parent", "prompt", "source")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _answered=0, _failures=Counter())
+        self.__dict__.update(state)
+        self._forget()
 
     def __call__(self, batch: Any) -> pa.Table:
         """One batch of `map`, as it comes: a dict of lists or, where the dataset is formatted so, a `pa.Table`."""
@@ -117,10 +125,10 @@ class ReflectionTransform:
         def watch(indices: list[int], reply: Reply) -> None:
             # Read here only to stop early where replies are useless; `map` reads again.
             nonlocal answered
-            answered += len(indices)
             error = reply.error or self.prompt.parse(reply.text, reply.finish_reason).error
-            if error and error.split(":")[0] in FAILURES:
-                failures[error] += len(indices)
+            answered += 0 if _code(error) == "budget" else len(indices)
+            if _code(error) in FAILURES:
+                failures[error or ""] += len(indices)
                 self._stop_if_useless(answered, failures)
 
         self.teacher.stream(chats, watch)
@@ -138,9 +146,10 @@ class ReflectionTransform:
 
     def _chats(self, dataset: Dataset, guess_missing: bool = False) -> list[Chat]:
         chats: list[Chat] = []
+        last: Chat | None = None
+        self._made.clear()
         for batch in dataset.with_format("arrow").iter(1000):
             columns = self._columns(batch)
-            last: Chat | None = None
             for parent in self._parents(columns):
                 error = columns["error"][parent.position] or ""
                 chat = parent.chat
@@ -150,6 +159,7 @@ class ReflectionTransform:
                 if chat is not None:
                     chats.append(chat)
                 last = parent.chat or last
+        self._made.clear()
         return chats
 
     def _columns(self, table: pa.Table) -> dict[str, list]:
@@ -162,22 +172,23 @@ class ReflectionTransform:
         }
 
     def _parents(self, columns: dict[str, list]) -> list[_Parent]:
-        present = set(zip(columns["row_id"], columns["variant"], columns["source"], strict=True))
+        keys = list(zip(columns["row_id"], columns["variant"], columns["source"], strict=True))
         parents = []
-        for position, (row, variant, source) in enumerate(
-            zip(columns["row_id"], columns["variant"], columns["source"], strict=True)
-        ):
+        for position, (_, variant, source) in enumerate(keys):
             if variant not in _PARENTS[self.part] or source not in ("", self.source):
                 continue
-            if self.keep_parent and (row, self._child(variant), self.source) in present:
-                raise SettingsError(
-                    f"Row {row!r} already has a version {self._child(variant)!r} by {self.source!r}. To add another one, "
-                    "give it a name: `ReflectionTransform(..., source='second')`."
-                )
             values = {name: columns[name][position] for name in ("instruction", "response", "input", "history")}
             usable = is_usable(values["instruction"], values["response"])
             chat = self.prompt.chat(**values | {"input": values["input"] or ""}) if usable else None
             parents.append(_Parent(position, chat))
+        if self.keep_parent:
+            made = [(keys[p.position][0], self._child(keys[p.position][1]), self.source) for p in parents]
+            if repeated := next((key for key in keys if key in {*made, *self._made}), None):
+                raise SettingsError(
+                    f"Row {repeated[0]!r} already has a version {repeated[1]!r} by {self.source!r}. To add another one, give it a "
+                    "name: `ReflectionTransform(..., source='second')`."
+                )
+            self._made.extend(made)
         return parents
 
     def _child(self, variant: str) -> str:
@@ -215,7 +226,9 @@ class ReflectionTransform:
             if rewrite is None:
                 continue
             new: dict[str, Any] = {"critique": rewrite.critique, "error": rewrite.error}
-            if rewrite.error is None or self.keep_parent:
+            if rewrite.error and not self.keep_parent:
+                new["critique"] = rewrite.critique or columns["critique"][position]
+            else:
                 new |= {
                     "variant": self._child(columns["variant"][position]),
                     "source": self.source,
@@ -240,8 +253,8 @@ class ReflectionTransform:
         return result
 
     def _check_failures(self, errors: list[str | None]) -> None:
-        self._answered += len(errors)
-        self._failures.update(error for error in errors if error and error.split(":")[0] in FAILURES)
+        self._answered += sum(_code(error) != "budget" for error in errors)
+        self._failures.update(error for error in errors if error and _code(error) in FAILURES)
         self._stop_if_useless(self._answered, self._failures)
 
     def _stop_if_useless(self, answered: int, failures: Counter[str]) -> None:
@@ -251,7 +264,7 @@ class ReflectionTransform:
             return
         codes: Counter[str] = Counter()
         for error, count in failures.items():
-            codes[error.split(":")[0]] += count
+            codes[_code(error)] += count
         reasons = ", ".join(f"{count} {code}" for code, count in codes.most_common())
         raise TeacherError(
             f"{failed} of {answered} replies to the {self.part} reflection are unusable ({reasons}), more than "
@@ -259,6 +272,10 @@ class ReflectionTransform:
             "Mend the cause (a larger `max_tokens`, another model or prompt), or raise `max_failure_rate`. Replies that "
             "came are in the ledger."
         )
+
+
+def _code(error: str | None) -> str:
+    return (error or "").split(":")[0]
 
 
 @dataclass(frozen=True)

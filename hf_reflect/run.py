@@ -42,6 +42,7 @@ class Run:
     GUARDS = {"candidates": ("data", "teacher"), "selected": ("student", "selection")}
 
     def __init__(self, folder: str, overwrite: bool = False):
+        import transformers
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
@@ -68,7 +69,12 @@ class Run:
                 path = self.folder / "summary.json"
                 self._before = json.loads(path.read_text()) if path.exists() else {}
             except (OSError, ValueError) as error:
-                raise SettingsError(f"The output folder {self.folder} cannot be used: {error}. Name another.") from error
+                raise SettingsError(
+                    f"The output folder {self.folder} cannot be used: {error}. Name another."
+                ) from error
+        else:  # one bar of each kind on the screen
+            datasets.disable_progress_bars()
+            transformers.utils.logging.disable_progress_bar()
         self.first("start", lambda: None, within=_SHARED_WITHIN)
 
     def first(self, name: str, work: Callable[[], T], within: float | None = None) -> T:
@@ -88,7 +94,10 @@ class Run:
         while not ready.exists():
             if within is not None and time.monotonic() - started > within:
                 # said by this rank, since rank 0 does not know
-                print(f"{self.folder} is not shared between the nodes: put `output_dir` on a shared disk.", file=sys.stderr)
+                print(
+                    f"{self.folder} is not shared between the nodes: put `output_dir` on a shared disk.",
+                    file=sys.stderr,
+                )
                 sys.exit(1)
             time.sleep(_POLL)
         return json.loads(ready.read_text())
@@ -188,7 +197,11 @@ def content_digest(dataset: Dataset) -> str:
 
 def weights_digest(model: str) -> str | None:
     """Of a local model's weight files: sizes and last MiB, which training changes; None for one on the Hub."""
-    files = sorted(p for p in Path(model).glob("*") if p.suffix in (".safetensors", ".bin")) if Path(model).is_dir() else []
+    files = (
+        sorted(p for p in Path(model).glob("*") if p.suffix in (".safetensors", ".bin"))
+        if Path(model).is_dir()
+        else []
+    )
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -246,8 +259,14 @@ def describe_training(trainer: Any) -> dict[str, Any]:
 def print_estimate(estimate: dict[str, float]) -> None:
     """What recycling would take, for people."""
     tokens = f"{estimate['prompt_tokens']:,} tokens asked, {estimate['completion_tokens']:,} answered"
-    cost = f"{estimate['cost']:.2f}" if estimate["cost"] else "set price_per_million_input and price_per_million_output"
-    lines = {"calls": f"{estimate['calls']:,} to ask, {estimate['reused']:,} in the ledger", "tokens": tokens, "cost": cost}
+    cost = (
+        f"{estimate['cost']:.2f}" if estimate["cost"] else "set price_per_million_input and price_per_million_output"
+    )
+    lines = {
+        "calls": f"{estimate['calls']:,} to ask, {estimate['reused']:,} in the ledger",
+        "tokens": tokens,
+        "cost": cost,
+    }
     print("\n" + "\n".join(f"  {name:<6}  {value}" for name, value in lines.items()) + "\n", flush=True)
 
 
@@ -265,7 +284,9 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         lines.append(("unusable, by error", counts(made["unusable"])))
     if calls := summary.get("calls"):
         cost = f", cost {calls['cost']:.2f}" if calls["cost"] else ""
-        lines.append(("teacher calls", f"{calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed{cost}"))
+        lines.append(
+            ("teacher calls", f"{calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed{cost}")
+        )
     if kept := summary.get("selected"):
         lines.append(("kept", f"{kept['rows']}: {counts(kept['by_variant'])}"))
         if kept.get("cut"):

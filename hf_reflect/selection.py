@@ -109,8 +109,12 @@ def kept_indices(
     counts = "; ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
     ranges = ""
     for name in ("ifd", "r_ifd"):
-        if name in dataset.column_names and (values := sorted(v for v in dataset[name] if v is not None)):
-            ranges += f" {name} lies between {values[0]:.2f} and {values[-1]:.2f}, median {values[len(values) // 2]:.2f}."
+        if name in dataset.column_names and (
+            values := sorted(v for v in dataset.with_format(None)[name] if v is not None)
+        ):
+            ranges += (
+                f" {name} lies between {values[0]:.2f} and {values[-1]:.2f}, median {values[len(values) // 2]:.2f}."
+            )
     raise DataError(
         f"The rule {rule!r} with ifd_gate={ifd_gate}, r_ifd_gate={r_ifd_gate}, keep={keep!r} keeps none of "
         f"{len(decisions)} rows: {counts}.{ranges}\nRaise the gates or set them to null (an untuned small student has both "
@@ -177,18 +181,21 @@ def select_top(
     if share is not None and not 0 < share <= 1 or count is not None and not 1 <= count <= total:
         raise SettingsError(f"`select_top` needs 0 < share <= 1 or 1 <= count <= {total}; got {share=}, {count=}.")
     require_columns(dataset.column_names, ("row_id",), "`select_top`")
-    ids = dataset["row_id"]
+    columns = dataset.with_format(None)
+    ids = columns["row_id"][:]
     if by == "random":
         values: list[Any] = [_hash(seed, row_id) for row_id in ids]
         sign = +1
     elif by == "longest":
         require_columns(dataset.column_names, ("response",), "`select_top(by='longest')`")
-        values, sign = [None if text is None else len(text) for text in dataset["response"]], -1
+        values, sign = [None if text is None else len(text) for text in columns["response"]], -1
     elif by in ("ifd", "coherence") or by == "r_ifd" or by.startswith("loss_"):
         require_columns(dataset.column_names, (by,), f"`select_top(by={by!r})`", "Score the table first.")
-        values, sign = list(dataset[by]), -1 if by in ("ifd", "coherence") else +1
+        values, sign = columns[by][:], -1 if by in ("ifd", "coherence") else +1
     else:
-        raise SettingsError(f"`select_top(by={by!r})` is unknown: ifd, r_ifd, coherence, a loss column, longest, random.")
+        raise SettingsError(
+            f"`select_top(by={by!r})` is unknown: ifd, r_ifd, coherence, a loss column, longest, random."
+        )
     ranked = sorted(
         range(total), key=lambda i: (values[i] is None, 0 if values[i] is None else sign * values[i], ids[i])
     )
@@ -234,9 +241,7 @@ def _rows(dataset: Dataset, scores: set[str]) -> Iterator[tuple[str, list[dict[s
     yield from versions.items()
 
 
-def _winner(
-    rule: Rule, versions: list[dict[str, Any]], row_id: str, seed: int
-) -> tuple[dict[str, Any] | None, str]:
+def _winner(rule: Rule, versions: list[dict[str, Any]], row_id: str, seed: int) -> tuple[dict[str, Any] | None, str]:
     by_variant: dict[str, list[dict[str, Any]]] = {}
     ordered = sorted(versions, key=lambda version: (VARIANTS.index(version["variant"]), version["source"]))
     for variant, some in groupby(ordered, key=lambda version: version["variant"]):
@@ -263,7 +268,9 @@ def _winner(
         by_variant.get("original", []), by_variant.get("instruction", []), rule.stages[0], (row_id, seed, 1)
     )
     if first is None or first["variant"] == "original":
-        challengers = by_variant.get("response", []) or (by_variant.get("instruction+response", []) if not first else [])
+        challengers = by_variant.get("response", []) or (
+            by_variant.get("instruction+response", []) if not first else []
+        )
     else:
         challengers = [v for v in by_variant.get("instruction+response", []) if v["source"] == first["source"]]
     second, why_second = _stage([first] if first else [], challengers, rule.stages[1], (row_id, seed, 2))
@@ -286,9 +293,13 @@ def _stage(
         if not defenders:
             return challenger, f"{challenger['variant']} stood alone"
         heads = _hash(seed, row_id, stage) % 2 == 1
-        return (challenger, f"a coin chose {challenger['variant']}") if heads else (
-            defenders[0],
-            f"a coin kept {defenders[0]['variant']}",
+        return (
+            (challenger, f"a coin chose {challenger['variant']}")
+            if heads
+            else (
+                defenders[0],
+                f"a coin kept {defenders[0]['variant']}",
+            )
         )
     challenger = challengers[0]
     for other in challengers[1:]:

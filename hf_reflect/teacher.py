@@ -270,6 +270,7 @@ class _Asking:
         self.failing_since: float | None = None  # the first failure since something got through (time.monotonic)
         self.gate = 0.0  # nobody sends before this moment (time.monotonic)
         self.in_flight = 0
+        self.limit_name = "max_tokens"
         self.settled = asyncio.Event()  # set whenever a reservation is given back
         self.budget_error: str | None = None
         # a limiter lets a whole window through at once, so windows are short (but not below its timer's precision)
@@ -294,7 +295,9 @@ class _Asking:
                         for _ in range(workers):
                             group.create_task(self._work(client, questions, bar.update))
                 except BaseExceptionGroup as failures:
-                    first = next((e for e in failures.exceptions if isinstance(e, TeacherError)), failures.exceptions[0])
+                    first = next(
+                        (e for e in failures.exceptions if isinstance(e, TeacherError)), failures.exceptions[0]
+                    )
                     raise first from first.__cause__
 
     async def _work(self, client: "AsyncOpenAI", questions: Iterator[_Question], advance: Callable[[], Any]) -> None:
@@ -381,14 +384,14 @@ class _Asking:
         unused = (-question.tokens, -question.cost)  # given back where the endpoint certainly did no work
         started = time.monotonic()
         try:
-            body = dict(question.request)
-            raw = await client.chat.completions.with_raw_response.create(
-                **{k: v for k, v in body.items() if k != "extra_body"}, extra_body=body.get("extra_body")
-            )
+            body = {**question.request}
+            limit_name = self.limit_name
+            body[limit_name] = body.pop("max_tokens")
+            raw = await client.chat.completions.with_raw_response.create(**body)
             answer = _read(raw.content)
         except openai.APIStatusError as error:
             self.ledger.correct(*unused)
-            raise self._status_error(error) from error
+            raise self._status_error(error, limit_name) from error
         except openai.APIConnectionError as error:  # includes timeouts, which may be billed: what was reserved stays
             if not isinstance(error, openai.APITimeoutError):
                 self.ledger.correct(*unused)
@@ -411,14 +414,18 @@ class _Asking:
             self.stats[name] += value
         return _reply(record)
 
-    def _status_error(self, error: Any) -> Exception:
-        """What to do about a status that is no success."""
+    def _status_error(self, error: Any, limit_name: str) -> Exception:
+        """What to do about a status that is no success; `limit_name` is how the request named its token limit."""
         words = f"{error.status_code} {_endpoint_words(error)}"
-        if error.status_code in (401, 403, 404) or "insufficient_quota" in words:
+        if error.status_code == 400 and "max_completion_tokens" in words and limit_name == "max_tokens":
+            self.limit_name = "max_completion_tokens"  # the newer name, which OpenAI's reasoning models insist on
+            return _Retryable(words, wait=0.0)
+        hopeless = ("(insufficient_quota)", "(unsupported_parameter)", "(unsupported_value)")
+        if error.status_code in (401, 403, 404) or words.endswith(hopeless):
             return TeacherError(
                 f"The endpoint {self.teacher.endpoint} refuses the teacher {self.teacher.model!r}: {words}\n"
-                f"Check `teacher_model` (as the endpoint names it), `base_url` and the key in {self.teacher.api_key_env}. "
-                "Replies that came before are in the ledger."
+                f"Check the model's name, `base_url`, the key in {self.teacher.api_key_env}, and the sampling settings (null leaves "
+                "one out). Replies that came before are in the ledger."
             )
         if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
             wait = _retry_after(error.response.headers)

@@ -31,7 +31,9 @@ class _TextTemplate:
     system: str = ""
 
 
-_ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
 TEMPLATES = {
     "vicuna": _TextTemplate(
         "USER: ",
@@ -120,8 +122,8 @@ class StudentTemplate:
             context = context[: span.start + kept] + context[span.stop :]
         if len(context) >= room:
             raise SettingsError(
-                f"`max_length={self.max_length}` leaves no room: the template {self.name!r} alone takes {len(context)} tokens. "
-                "Raise `max_length`, or choose a shorter template."
+                f"`max_length={self.max_length}` leaves no room: the template {self.name!r} alone takes {len(context)} tokens"
+                f"{' with the system message of a row' if first else ''}. Raise `max_length`, or choose a shorter template."
             )
         return Encoded(context, target_ids[: room - len(context)], True)
 
@@ -220,13 +222,11 @@ def to_messages(dataset: Dataset) -> Dataset:
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
     Out: messages (role, content), and the other columns                                       (≤ N rows)
     """
-    rows = usable_rows(dataset, "`to_messages`", new="messages")
+    rows = usable_rows(dataset, "`to_messages`", new=("messages",))
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         user = {"role": "user", "content": question(row["instruction"], row["input"])}
-        return {
-            "messages": [*(row.get("history") or []), user, {"role": "assistant", "content": row["response"]}]
-        }
+        return {"messages": [*(row.get("history") or []), user, {"role": "assistant", "content": row["response"]}]}
 
     return _converted(rows, convert, Features({"messages": List(TURN)}))
 
@@ -248,7 +248,7 @@ def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
             f"`to_prompt_completion(template={template!r})` needs one of {', '.join(TEMPLATES)}; for chat templates use "
             "`to_messages`."
         )
-    rows = usable_rows(dataset, "`to_prompt_completion`", new="prompt")
+    rows = usable_rows(dataset, "`to_prompt_completion`", new=("prompt", "completion"))
     shape = TEMPLATES[template]
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
@@ -264,15 +264,17 @@ def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
     return _converted(rows, convert, Features({"prompt": Value("string"), "completion": Value("string")}))
 
 
-def usable_rows(dataset: Dataset, who: str, new: str | None = None) -> Dataset:
+def usable_rows(dataset: Dataset, who: str, new: tuple[str, ...] = ()) -> Dataset:
     """The rows with instruction and response. DataError where there is none, or a column is in the way."""
     require_columns(dataset.column_names, ("instruction", "input", "response"), who)
-    if new in dataset.column_names:
-        raise DataError(f"{who} writes the column {new!r}, which is there already: rename or remove it before.")
+    if there := [name for name in new if name in dataset.column_names]:
+        raise DataError(f"{who} writes the column {there[0]!r}, which is there already: rename or remove it before.")
     pairs = zip(dataset["instruction"], dataset["response"], strict=True)
     keep = [index for index, (instruction, response) in enumerate(pairs) if is_usable(instruction, response)]
     if not keep:
-        raise DataError(f"{who} found no usable row among {len(dataset)}: `instruction` or `response` is null in each.")
+        raise DataError(
+            f"{who} found no usable row among {len(dataset)}: `instruction` or `response` is null in each."
+        )
     return dataset if len(keep) == len(dataset) else dataset.select(keep)
 
 

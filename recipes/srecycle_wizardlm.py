@@ -93,7 +93,9 @@ def main() -> None:
 
     reuse = run.first("is_chosen", is_chosen)
     if data.stage == "train" and not reuse:
-        raise SettingsError(f"`stage: train` needs {folder / 'selected'}: run `stage: select` with these settings first.")
+        raise SettingsError(
+            f"`stage: train` needs {folder / 'selected'}: run `stage: select` with these settings first."
+        )
 
     def training_rows() -> Dataset:
         if reuse:

@@ -36,7 +36,12 @@ def record(teacher: Teacher) -> None:
         def put(part: str, text: dict[str, str], reply: dict[str, str]) -> None:
             chat = PROMPTS[part].chat(**text)
             record = {"text": reply["text"], "finish_reason": reply["finish_reason"], "model": teacher.model}
-            record |= {"prompt_tokens": 0, "completion_tokens": 0, "fingerprint": "written for the demo", "seconds": 0.0}
+            record |= {
+                "prompt_tokens": 0,
+                "completion_tokens": 0,
+                "fingerprint": "written for the demo",
+                "seconds": 0.0,
+            }
             ledger.put(teacher.key(chat), teacher.request(chat), record, endpoint="demo")
 
         for pair, replies in zip(_lines("pairs"), _lines("replies"), strict=True):
@@ -61,8 +66,12 @@ def build_student(folder: str | Path, steps: int = 80, seed: int = 0) -> None:
     pairs = to_pairs(Dataset.from_list(_lines("pairs")))
     replies = [reply["text"] for replies in _lines("replies") for reply in replies.values()]
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([*pairs["instruction"], *pairs["response"], *replies], 2048, special_tokens=["<s>", "</s>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    bpe.train_from_iterator(
+        [*pairs["instruction"], *pairs["response"], *replies], 2048, special_tokens=["<s>", "</s>"]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
 
     torch.manual_seed(seed)
     config = LlamaConfig(

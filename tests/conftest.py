@@ -1,0 +1,161 @@
+import json
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+from endpoint import Endpoint, rewriting
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    os.environ.pop(name, None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only fight
+datasets.disable_progress_bars()
+
+ROOT = Path(__file__).parent.parent
+
+ROWS = [
+    {"instruction": "Name three rivers of Europe.", "input": "", "output": "The Danube, the Rhine and the Loire."},
+    {"instruction": "Translate into French.", "input": "Good morning, my friend.", "output": "Bonjour, mon ami."},
+    {"instruction": "Add the numbers.", "input": "17 and 25", "output": "42"},
+    {"instruction": "Write a line about rain.", "input": "", "output": "Rain taps the roof like a patient visitor."},
+    {"instruction": "Which is heavier, iron or cork?", "input": "", "output": "Iron, for the same volume."},
+    {"instruction": "Give a synonym for quick.", "input": "", "output": "Fast."},
+    {"instruction": "What does `len` do in Python?", "input": "", "output": "It returns the number of items."},
+    {"instruction": "Suggest a breakfast.", "input": "no eggs", "output": "Porridge with apple and cinnamon."},
+]
+
+
+@pytest.fixture
+def rows():
+    """Eight Alpaca-style rows, written for these tests."""
+    return datasets.Dataset.from_list(ROWS)
+
+
+@pytest.fixture
+def pairs(rows):
+    from hf_reflect import to_pairs
+
+    return to_pairs(rows)
+
+
+@pytest.fixture
+def endpoint():
+    with Endpoint() as server:
+        yield server
+
+
+@pytest.fixture
+def teacher(endpoint, tmp_path):
+    from hf_reflect import Teacher
+
+    return Teacher("teacher", base_url=endpoint.url, ledger=str(tmp_path / "ledger.sqlite"))
+
+
+@pytest.fixture
+def candidates(pairs):
+    """All four versions of each row, from a callable teacher."""
+    from hf_reflect import ReflectionTransform
+
+    for part in ("instruction", "response"):
+        transform = ReflectionTransform(scripted_teacher, part, source="scripted")
+        pairs = pairs.map(transform, batched=True, load_from_cache_file=False)
+    return pairs
+
+
+def scripted_teacher(chats):
+    from hf_reflect import Reply
+
+    return [Reply(text=rewriting({"messages": chat}), finish_reason="stop") for chat in chats]
+
+
+def byte_level_tokenizer(texts, size=400):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, size, special_tokens=["<s>", "</s>"], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def llama_style_tokenizer(texts, size=500):
+    """As Llama 2's: SentencePiece BPE with byte fallback, a space before the text, BOS added."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special + pieces, show_progress=False)
+    # words by themselves, since merges of SentencePiece do not cross spaces
+    tokenizer.train_from_iterator((word for text in texts for word in text.split()), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_tokenizer(texts):
+    """Byte-level BPE with a chat template that trims, ChatML's tokens, and no BOS."""
+    tokenizer = byte_level_tokenizer(texts)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.bos_token = None
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def tiny_llama(vocabulary, seed=0, **settings):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        **settings,
+    )
+    config.initializer_range = 0.2  # so that losses of an untrained model differ
+    return LlamaForCausalLM(config).eval()
+
+
+TEXTS = [text for row in ROWS for text in row.values()]
+
+
+@pytest.fixture(scope="session")
+def student():
+    """(model, tokenizer): an untrained Llama of a few thousand parameters, byte-level BPE."""
+    tokenizer = byte_level_tokenizer(TEXTS)
+    return tiny_llama(len(tokenizer)), tokenizer
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The folder of real data and numbers; its licence keeps it out of this repository."""
+    folder = os.environ.get("HF_REFLECT_REFERENCE")
+    if not folder:
+        pytest.skip("HF_REFLECT_REFERENCE names no folder with the reference data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def alpaca_rows(reference):
+    return json.loads((reference / "reference" / "alpaca_sample.json").read_text())
