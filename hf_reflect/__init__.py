@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callback import SelectionCallback as SelectionCallback
+    from .errors import BudgetExceeded as BudgetExceeded
     from .errors import ReflectError as ReflectError
     from .pairs import to_pairs as to_pairs
     from .prompts import PROMPTS as PROMPTS
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .selection import RULES as RULES
     from .selection import select as select
     from .selection import select_top as select_top
-    from .errors import BudgetExceeded as BudgetExceeded
     from .teacher import Reply as Reply
     from .teacher import Teacher as Teacher
     from .templates import to_messages as to_messages

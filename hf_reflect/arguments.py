@@ -58,6 +58,7 @@ class TeacherArguments:
     max_cost: float | None = field(default=None, metadata={"help": "Never spend more, over all runs of the ledger."})
 
     def teacher(self, ledger: Path) -> Teacher:
+        """The `Teacher` of these settings; `ledger` is its file unless they name one."""
         fields = asdict(self) | {"ledger": str(self.ledger or ledger), "model": self.teacher_model}
         return Teacher(**{name: value for name, value in fields.items() if name != "teacher_model"})
 
@@ -76,7 +77,9 @@ class SelectionArguments:
 
 
 def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
-    """The dataclasses filled by TrlParser: from `--config x.yaml`, else the YAML of the recipe's name beside it, and flags.
+    """The dataclasses filled by TrlParser.
+
+    From `--config x.yaml`, else the YAML of the recipe's name beside it, and flags.
 
     Raises:
         SettingsError: unknown keys (with the nearest known one), values that do not fit, a YAML that cannot be read.
@@ -96,7 +99,8 @@ def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
     config = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
     parser = Parser(types, allow_abbrev=False)
     if not torch.accelerator.is_available():
-        # said here, since accelerate hands its own `use_cpu` only to single processes: several would each think it is alone
+        # said here, since accelerate hands its own `use_cpu` only to single processes:
+        # several would each think it is alone
         parser.set_defaults(use_cpu=True)
     known = [action.dest for action in parser._actions]
     try:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 
 class SelectionCallback(TrainerCallback):
-    """Let the student choose its training data, before the first step: `trainer.add_callback(SelectionCallback(trainer))`.
+    """Let the student choose its training data, before the first step.
+
+        trainer.add_callback(SelectionCallback(trainer))
 
     The trainer is built with all candidates as its `train_dataset` (from `to_training_ids`: row_id, variant, source,
     instruction, input, response, history, input_ids, labels). When `trainer.train()` is called, before dataloader,
-    schedule and wrapped model exist, the student scores them and `trainer.train_dataset` becomes the rows that `select`
-    keeps: losses, steps and learning rates are those of a trainer that was given these rows. Every process makes the same
-    choice; random states and train/eval modes are as they were before.
+    schedule and wrapped model exist, the student scores them and `trainer.train_dataset` becomes the rows that
+    `select` keeps: losses, steps and learning rates are those of a trainer that was given these rows. Every process
+    makes the same choice; random states and train/eval modes are as they were before.
 
     Args:
         trainer: an `SFTTrainer`, built with the candidates.
@@ -67,8 +69,8 @@ class SelectionCallback(TrainerCallback):
             raise SettingsError(f'`schedule` is "once", not {schedule!r}.')
         if trainer.args.packing:
             raise SettingsError(
-                "`SelectionCallback` cannot choose among packed rows: several pairs share one. Set `packing=False` in the "
-                "SFTConfig (`padding_free=True` with `max_length=None` saves the padding as well)."
+                "`SelectionCallback` cannot choose among packed rows: several pairs share one. Set `packing=False` in "
+                "the SFTConfig (`padding_free=True` with `max_length=None` saves the padding as well)."
             )
         if not isinstance(trainer.train_dataset, Dataset):
             raise SettingsError(
@@ -91,6 +93,7 @@ class SelectionCallback(TrainerCallback):
         self._check_template()
         self.candidates: Dataset | None = None
         self.selected: Dataset | None = None
+        self._rows: Dataset | None = None  # as the dataloader should have them
         self._train = trainer.train
         trainer.train = self._choose_and_train
 
@@ -100,14 +103,18 @@ class SelectionCallback(TrainerCallback):
         return self.scorer.rows_cut
 
     def choose(self) -> Dataset:
-        """Score and choose now, and give the trainer the chosen rows; `train` then takes them. All processes must call."""
+        """Score and choose now, and give the trainer the chosen rows; `train` then takes them.
+
+        All processes must call.
+        """
         if self.selected is not None:
             return self.selected
         trainer = self.trainer
         prepared = trainer.train_dataset
         order = list(range(len(prepared)))
         if trainer.args.shuffle_dataset:
-            # preparation has shuffled: undo it, choose in the table's order, shuffle what was chosen as it would have been
+            # preparation has shuffled: undo it, choose in the table's order, shuffle what was
+            # chosen as it would have been
             order = np.argsort(np.random.default_rng(trainer.args.seed).permutation(len(prepared))).tolist()
         candidates = prepared.select(order)
         if self.rescore:
@@ -122,7 +129,8 @@ class SelectionCallback(TrainerCallback):
         kept = kept_indices(scores, decisions, self.rule, **gates)
         self.candidates, self.selected = scores, scores.select(kept)
         chosen = prepared.select([order[index] for index in kept])
-        trainer.train_dataset = chosen.shuffle(seed=trainer.args.seed) if trainer.args.shuffle_dataset else chosen
+        self._rows = chosen.shuffle(seed=trainer.args.seed) if trainer.args.shuffle_dataset else chosen
+        trainer.train_dataset = self._rows
         self._save()
         return self.selected
 
@@ -142,17 +150,18 @@ class SelectionCallback(TrainerCallback):
         return result
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop where a subclass or a patch went round `train`, and other rows than the chosen ones would be trained on."""
+        """Stop where a subclass or a patch went round `train`, and other rows than the chosen would be trained on."""
         dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        if self.selected is not None and isinstance(dataset, Dataset) and len(dataset) == len(self.selected):
-            chosen = self.trainer.train_dataset
-            if dataset.with_format("arrow")["input_ids"][:] == chosen.with_format("arrow")["input_ids"][:]:
+        if self._rows is not None and isinstance(dataset, Dataset) and len(dataset) == len(self._rows):
+            running, chosen = (rows.with_format("arrow")["input_ids"][:] for rows in (dataset, self._rows))
+            if running == chosen:
                 return
         found = f"{len(dataset)} rows" if isinstance(dataset, Dataset) else f"a {type(dataset).__name__}"
         expected = "no choice was made" if self.selected is None else f"{len(self.selected)} rows were chosen"
         raise RuntimeError(
-            f"Training would run on {found}, but {expected}: something called the training loop without `trainer.train()`, or "
-            "replaced `trainer.train_dataset`. Call `callback.choose()` before, and leave the dataset alone."
+            f"Training would run on {found}, but {expected}: something called the training loop without "
+            "`trainer.train()`, or replaced `trainer.train_dataset`. Call `callback.choose()` before, "
+            "and leave the dataset alone."
         )
 
     def _choose_and_train(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,8 +175,9 @@ class SelectionCallback(TrainerCallback):
         if list(row["input_ids"][: len(prompt)]) != prompt:
             found = self.trainer.processing_class.decode(row["input_ids"][: len(prompt) + 1])
             raise SettingsError(
-                f"The candidates were tokenized with another template than {self.scorer.template.name!r}: their first row "
-                f"begins {found[:120]!r}. Give the callback the template of the data: `SelectionCallback(trainer, template=...)`."
+                f"The candidates were tokenized with another template than {self.scorer.template.name!r}: their first "
+                f"row begins {found[:120]!r}. Give the callback the template of the data: "
+                "`SelectionCallback(trainer, template=...)`."
             )
 
     def _save(self) -> None:

@@ -51,8 +51,8 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # DatasetsError: broken or empty files
         raise DataError(
-            f"The {what} {path!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_to_disk`, a .json, .jsonl, "
-            ".csv or .parquet file, or the id of a dataset on the Hub (and be online for that)."
+            f"The {what} {path!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_to_disk`, a .json, "
+            ".jsonl, .csv or .parquet file, or the id of a dataset on the Hub (and be online for that)."
         ) from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
@@ -86,6 +86,6 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The student {model!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_pretrained`, or the id of a "
-            "model on the Hub (and be online, and logged in where it is gated)."
+            f"The student {model!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_pretrained`, or "
+            "the id of a model on the Hub (and be online, and logged in where it is gated)."
         ) from error

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
-CREATE TABLE replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, reply TEXT NOT NULL, endpoint TEXT, created REAL NOT NULL)
-    WITHOUT ROWID;
+CREATE TABLE replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, reply TEXT NOT NULL, endpoint TEXT,
+    created REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE spent (one INTEGER PRIMARY KEY CHECK (one = 1), requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
     cost REAL NOT NULL);
 INSERT INTO spent VALUES (1, 0, 0, 0.0);
@@ -49,16 +49,16 @@ class Ledger:
             self._open()
         except (sqlite3.DatabaseError, OSError) as error:
             raise DataError(
-                f"The ledger {self.path} cannot be used: {error}. If it is another file, name a new one; if it is damaged, "
-                "restore it from a copy. Nothing was changed."
+                f"The ledger {self.path} cannot be used: {error}. If it is another file, name a new one; if it is "
+                "damaged, restore it from a copy. Nothing was changed."
             ) from error
 
     def _open(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise DataError(
-                f"The ledger {self.path} was written by a newer hf_reflect (its schema is {version}, this one reads up to "
-                f"{SCHEMA_VERSION}). Update with `pip install -U hf-reflect`, or name another file."
+                f"The ledger {self.path} was written by a newer hf_reflect (its schema is {version}, this one reads "
+                f"up to {SCHEMA_VERSION}). Update with `pip install -U hf-reflect`, or name another file."
             )
         if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
             raise sqlite3.DatabaseError("it is an SQLite file of something else")
@@ -146,7 +146,8 @@ class Ledger:
         limits = (max_requests, max_requests, tokens, max_total_tokens, max_total_tokens, cost, max_cost, max_cost)
         cursor = self._db.execute(
             "UPDATE spent SET requests = requests + 1, tokens = tokens + ?, cost = cost + ? "
-            "WHERE (? IS NULL OR requests + 1 <= ?) AND (? + tokens <= ? OR ? IS NULL) AND (? + cost <= ? OR ? IS NULL)",
+            "WHERE (? IS NULL OR requests + 1 <= ?) AND (? + tokens <= ? OR ? IS NULL) "
+            "AND (? + cost <= ? OR ? IS NULL)",
             (tokens, cost, *limits),
         )
         return cursor.rowcount == 1

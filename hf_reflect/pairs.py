@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from .errors import DataError
@@ -71,14 +72,16 @@ def to_pairs(
     Out: row_id, variant ("original"), source (""), instruction, input, response, history, critique, error
          (N rows, in the same order), then the other columns
 
-    Of a conversation the last exchange is the pair; earlier turns, and a system message, are its `history`. A user turn
-    that nobody answered any more is left out.
+    Of a conversation the last exchange is the pair; earlier turns, and a system message, are its `history`. A user
+    turn that nobody answered any more is left out.
     `row_id` is the column you name, else a column `id` that is unique and has no nulls (it stays as well), else a hash
     of the content plus its position among equal rows: stable when other rows are added, removed or edited.
 
     Args:
         dataset: one split.
-        instruction, input, response: names of the columns that hold the pair, where they are not recognised.
+        instruction: name of the column that holds the instruction, where it is not recognised.
+        input: likewise, of the input.
+        response: likewise, of the response.
         row_id: name of the column that identifies a row; unique, without nulls.
         invalid: "raise" on rows that are no pair, or "drop" them and log how many.
 
@@ -96,8 +99,9 @@ def to_pairs(
     others = [name for name in dataset.column_names if name not in consumed]
     if taken := [name for name in others if name in RESERVED]:
         raise DataError(
-            f"`to_pairs` found the column{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))}, whose name hf_reflect "
-            f"needs for itself. Rename before: `dataset.rename_column({taken[0]!r}, 'original_{taken[0]}')`."
+            f"`to_pairs` found the column{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))}, whose name "
+            "hf_reflect needs for itself. Rename before: "
+            f"`dataset.rename_column({taken[0]!r}, 'original_{taken[0]}')`."
         )
     features = Features({**PAIR_FEATURES, **{name: dataset.features[name] for name in others}})
     if not len(dataset):
@@ -159,7 +163,7 @@ def content_hash(pair: dict[str, Any]) -> str:
 
 
 def question(instruction: str, input: str | None) -> str:
-    """x of the papers: the instruction with its input, joined by a newline."""
+    """The x of the papers: the instruction with its input, joined by a newline."""
     return f"{instruction}\n{input}" if input else instruction
 
 
@@ -173,9 +177,20 @@ def require_columns(found: Iterable[str], needed: Iterable[str], who: str, hint:
     found = list(found)
     if missing := [name for name in needed if name not in found]:
         raise DataError(
-            f"{who} needs the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}, but found only {found}. "
-            + (hint or "Make the table with `to_pairs(dataset)` first.")
+            f"{who} needs the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}, but found only "
+            f"{found}. " + (hint or "Make the table with `to_pairs(dataset)` first.")
         )
+
+
+def as_table(batch: Any) -> pa.Table:
+    """The batch of a `map` as Arrow; the user's own columns keep the types they have."""
+    if isinstance(batch, pa.Table):
+        return batch
+    if hasattr(batch, "pa_table"):  # what `datasets.map` hands over
+        return batch.pa_table
+    schema = PAIR_FEATURES.arrow_schema
+    fields = {name: schema.field(name).type for name in batch if name in PAIR_FEATURES}
+    return pa.table({name: pa.array(values, fields.get(name)) for name, values in batch.items()})
 
 
 def _reader(
@@ -190,7 +205,7 @@ def _reader(
     if not {"instruction", "input", "response"} & set(given):
         for name in ("messages", "conversations"):
             if name in columns:
-                return (lambda row: _conversation(row[name], name)), used | {name}
+                return (lambda row, name=name: _conversation(row[name], name)), used | {name}
 
     if (
         "prompt" in columns

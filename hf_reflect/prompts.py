@@ -37,8 +37,8 @@ class ReflectionPrompt:
 
     `user` is a `str.format` template with `{history}`, `{instruction}`, `{input}`, `{response}`, and, if wanted,
     `{instruction_criteria}` and `{response_criteria}`; history and input bring their own block, or nothing.
-    The reply is expected to hold one section a tag, `[tag] text [End]`. With two tags these are the new instruction and
-    the answer to it, with one the better answer.
+    The reply is expected to hold one section a tag, `[tag] text [End]`. With two tags these are the new instruction
+    and the answer to it, with one the better answer.
 
     Source: arXiv 2402.10110, section 3.1.
     """
@@ -137,18 +137,21 @@ _THINKING = re.compile(r"(?is)\A\s*+<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)")
 _THINKING_END = re.compile(r"(?is)\A(?:(?!<think).)*?</think(?:ing)?>")
 _REFUSAL = re.compile(
     r"(?i)(?:(?:i['’]m|i am) (?:very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)?[,.!]? ?(?:but )?"
-    r"(?:as an ai[^.\n]{0,60}?, )?(?:i(?:['’]m| am) (?:unable|not able) to|i (?:can(?:['’]t|not| not)|won['’]t|will not)) "
-    r"(?:\w+ ){0,2}?(?:help(?! but)|assist|answer|provide|comply|fulfil|fulfill|complete|do that|do this|generate|create|write|"
+    r"(?:as an ai[^.\n]{0,60}?, )?(?:i(?:['’]m| am) (?:unable|not able) to|"
+    r"i (?:can(?:['’]t|not| not)|won['’]t|will not)) (?:\w+ ){0,2}?"
+    r"(?:help(?! but)|assist|answer|provide|comply|fulfil|fulfill|complete|do that|do this|generate|create|write|"
     r"rewrite|continue|discuss|engage|support)\b"
 )
 _PLACEHOLDER = re.compile(
-    r"(?i)[\W_]*(?:(?:your|the|my|insert)?[ ]?(?:new |better |own )?(?:instruction|answer)(?: here)?|n/?a|none|tbd)?[\W_]*"
+    r"(?i)[\W_]*(?:(?:your|the|my|insert)?[ ]?(?:new |better |own )?(?:instruction|answer)(?: here)?|n/?a|none|tbd)?"
+    r"[\W_]*"
 )
 _PREAMBLE = re.compile(
     r"(?i)\A(?:(?:sure|certainly|of course)[,.!:]? )?[*_]{0,3}"
     r"(?:(?:here(?: is|['’]s)|below is|this is) (?:(?:a|an|the|my|your) )?"
     r"(?:(?:and|much|very|more|new|better|best|improved|revised|updated|enhanced|detailed|complete|complex|"
-    r"challenging|comprehensive|thorough|accurate|helpful|possible),? ){1,8}(?:version of the )?(?:answer|response|instruction)"
+    r"challenging|comprehensive|thorough|accurate|helpful|possible),? ){1,8}(?:version of the )?"
+    r"(?:answer|response|instruction)"
     r"(?: to (?:the|your|this) (?:given |original |new |above )?(?:instruction|question|prompt))?"
     r"|(?:new|better|improved|revised) (?:answer|response|instruction))[*_]{0,3}:[*_]{0,3}(?:\s++|\Z)"
 )
@@ -201,9 +204,9 @@ PROMPTS = {
         "1. Why this instruction is not good? First analyze the instruction based on the {instruction_criteria}. "
         "Then analyze why this answer is not good for the given instruction based on the {response_criteria}. "
         "Finally, analyze why this bad instruction leads to a bad answer.\n\n"
-        "2. Based on the reason you provided, generate a new and complete instruction that is complex and difficult to "
-        "answer directly. Make sure the new instruction is relevant but independent to the original instruction, which "
-        "can be answered without knowing the original instruction, put the new instruction in the format of "
+        "2. Based on the reason you provided, generate a new and complete instruction that is complex and difficult "
+        "to answer directly. Make sure the new instruction is relevant but independent to the original instruction, "
+        "which can be answered without knowing the original instruction, put the new instruction in the format of "
         "[New Instruction] your instruction [End]\n\n"
         "3. Answer the newly generated instruction as detailed as possible, in the format of "
         "[New Answer] your answer [End]",

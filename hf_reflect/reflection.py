@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .errors import SettingsError, TeacherError
-from .pairs import PAIR_FEATURES, SCORE_COLUMNS, is_usable, require_columns
+from .pairs import PAIR_FEATURES, SCORE_COLUMNS, as_table, is_usable, require_columns
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Reply, Teacher
 
@@ -37,8 +37,8 @@ class ReflectionTransform:
 
     "instruction" rewrites originals, and brings the teacher's answer to the new instruction (V2 Eq. 5); "response"
     rewrites the answer of originals and of this source's rewritten instructions. Other versions pass through.
-    A reply that cannot be used keeps its row, with null text and `error` set: counted, not lost. The child of an unusable
-    version carries `parent: …` and is not asked for. Other columns are the parent's; scores are null.
+    A reply that cannot be used keeps its row, with null text and `error` set: counted, not lost. The child of an
+    unusable version carries `parent: …` and is not asked for. Other columns are the parent's; scores are null.
 
     Pass `load_from_cache_file=False` to `map`: its cache would keep failed rows for ever, while replies are cheap to
     replay from the ledger.
@@ -48,12 +48,12 @@ class ReflectionTransform:
         part: "instruction" or "response".
         prompt: how to ask and read; `PROMPTS[part]` unless given.
         source: who wrote the rewrites, as the column says; the teacher's model name unless given.
-        keep_parent: False rewrites in place (N rows in, N out), as V1 does: an unusable rewrite leaves the parent's text,
-            with the `error` beside it.
+        keep_parent: False rewrites in place (N rows in, N out), as V1 does: an unusable rewrite leaves the parent's
+            text, with the `error` beside it.
 
     Raises:
-        TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of unusable replies, checked
-            from the 50th answered row on.
+        TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of unusable replies,
+            checked from the 50th answered row on.
         DataError: a column is missing.
 
     Source: arXiv 2402.10110, section 3.1 and Figures 4 and 5; with `keep_parent=False` arXiv 2310.11716.
@@ -80,7 +80,8 @@ class ReflectionTransform:
 
     def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
-        # a rewrite stands below its parent, perhaps in the next batch: the last keys made show a table reflected before
+        # a rewrite stands below its parent, perhaps in the next batch: the last keys made
+        # show a table reflected before
         self._made: deque[tuple[str, str, str]] = deque(maxlen=1000)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class ReflectionTransform:
 
     def __call__(self, batch: Any) -> pa.Table:
         """One batch of `map`, as it comes: a dict of lists or, where the dataset is formatted so, a `pa.Table`."""
-        table = _as_table(batch)
+        table = as_table(batch)
         columns = self._columns(table)
         parents = self._parents(columns)
         asked = [parent for parent in parents if parent.chat is not None]
@@ -112,9 +113,9 @@ class ReflectionTransform:
     def prefetch(self, dataset: Dataset) -> dict[str, float]:
         """Ask everything that `map` over `dataset` would, in one continuous stream into the ledger.
 
-        So no slow reply holds up a batch; the `map` after it only replays. Returns the numbers of this call: asked, reused,
-        failed, prompt_tokens, completion_tokens, cost. Any other callable than a Teacher keeps no ledger and is left to
-        `map`.
+        So no slow reply holds up a batch; the `map` after it only replays. Returns the numbers of this call: asked,
+        reused, failed, prompt_tokens, completion_tokens, cost. Any other callable than a Teacher keeps no ledger and
+        is left to `map`.
         """
         if not isinstance(self.teacher, Teacher):
             return {"asked": 0, "reused": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
@@ -137,8 +138,8 @@ class ReflectionTransform:
     def estimate(self, dataset: Dataset) -> dict[str, float]:
         """What `map` over `dataset` would take, asking nothing: calls, reused, prompt_tokens, completion_tokens, cost.
 
-        Versions that are not there yet because nobody was asked for them (`budget: …`, `teacher: …`) count as if they were
-        as long as the version above them.
+        Versions that are not there yet because nobody was asked for them (`budget: …`, `teacher: …`) count as if they
+        were as long as the version above them.
         """
         if not isinstance(self.teacher, Teacher):
             raise SettingsError("Only a `Teacher` can estimate: a callable knows neither tokens nor prices.")
@@ -165,7 +166,7 @@ class ReflectionTransform:
     def _columns(self, table: pa.Table) -> dict[str, list]:
         """The columns of the design's table as lists; absent `source` and `history` are as of originals."""
         require_columns(table.column_names, _NEEDED, "`ReflectionTransform`")
-        empty = {"source": "", "history": [], "critique": None}
+        empty: dict[str, Any] = {"source": "", "history": [], "critique": None}
         return {
             name: table[name].to_pylist() if name in table.column_names else [empty[name]] * len(table)
             for name in PAIR_FEATURES
@@ -185,8 +186,8 @@ class ReflectionTransform:
             made = [(keys[p.position][0], self._child(keys[p.position][1]), self.source) for p in parents]
             if repeated := next((key for key in keys if key in {*made, *self._made}), None):
                 raise SettingsError(
-                    f"Row {repeated[0]!r} already has a version {repeated[1]!r} by {self.source!r}. To add another one, give it a "
-                    "name: `ReflectionTransform(..., source='second')`."
+                    f"Row {repeated[0]!r} already has a version {repeated[1]!r} by {self.source!r}. To add another "
+                    "one, give it a name: `ReflectionTransform(..., source='second')`."
                 )
             self._made.extend(made)
         return parents
@@ -208,7 +209,10 @@ class ReflectionTransform:
         return rewrite
 
     def _written(self, table: pa.Table, columns: dict[str, list], rewrites: dict[int, Rewrite]) -> pa.Table:
-        """The batch with its rewrites, all columns, an explicit schema: a first batch of nulls must not type a column."""
+        """The batch with its rewrites, all columns, an explicit schema.
+
+        A first batch of nulls must not type a column.
+        """
         taken: list[int] = []  # for each row out, the row in whose other columns it has
         out: dict[str, list] = {name: [] for name in PAIR_FEATURES}
         fresh: list[bool] = []
@@ -269,8 +273,8 @@ class ReflectionTransform:
         raise TeacherError(
             f"{failed} of {answered} replies to the {self.part} reflection are unusable ({reasons}), more than "
             f"max_failure_rate={limit} allows. The commonest: {failures.most_common(1)[0][0]}\n"
-            "Mend the cause (a larger `max_tokens`, another model or prompt), or raise `max_failure_rate`. Replies that "
-            "came are in the ledger."
+            "Mend the cause (a larger `max_tokens`, another model or prompt), or raise `max_failure_rate`. Replies "
+            "that came are in the ledger."
         )
 
 
@@ -293,20 +297,11 @@ def estimate_recycling(teacher: Teacher, pairs: Dataset) -> dict[str, float]:
     """What reflecting on every instruction and every response would take, asking nothing.
 
     In: the table of `to_pairs`. Returns calls (three a row, less those in the ledger), reused, prompt_tokens,
-    completion_tokens, cost. A new instruction that nobody has asked for yet counts as if it were as long as its original.
+    completion_tokens, cost. A new instruction that nobody has asked for yet counts as if it were as long as its
+    original.
     """
     instruction, response = (ReflectionTransform(teacher, part) for part in ("instruction", "response"))
     known = ReflectionTransform(_Recorded(teacher), "instruction", source=teacher.model)
     first = instruction.estimate(pairs)
     second = response.estimate(pairs.map(known, batched=True, load_from_cache_file=False))
     return {name: first[name] + second[name] for name in first}
-
-
-def _as_table(batch: Any) -> pa.Table:
-    """The batch as Arrow; the user's own columns keep the types they have."""
-    if isinstance(batch, pa.Table):
-        return batch
-    if hasattr(batch, "pa_table"):  # what `datasets.map` hands over
-        return batch.pa_table
-    fields = {name: _SCHEMA.field(name).type for name in batch if name in PAIR_FEATURES}
-    return pa.table({name: pa.array(values, fields.get(name)) for name, values in batch.items()})

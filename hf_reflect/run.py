@@ -26,8 +26,8 @@ _SHARED_WITHIN = 60.0  # seconds until a shared file system must show a file of 
 class Run:
     """The folder of a run: tables, each with the settings that made it, and `summary.json`.
 
-    Rank 0 works while the others wait by looking for a file, never in a collective: asking a teacher may take hours, and
-    a process group gives up after minutes. What is recorded:
+    Rank 0 works while the others wait by looking for a file, never in a collective: asking a teacher may take hours,
+    and a process group gives up after minutes. What is recorded:
 
         summary.json   hash and settings (data, teacher, student, selection), then what happened
         candidates/    all versions; made with `data` and `teacher`
@@ -52,8 +52,8 @@ class Run:
         self.is_first = self.state.is_main_process
         if self.state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", "1"))):
             raise SettingsError(
-                f"{launched} processes were launched, but each runs alone: on a CPU add `--use_cpu true`; otherwise check the "
-                "accelerate configuration."
+                f"{launched} processes were launched, but each runs alone: on a CPU add `--use_cpu true`; otherwise "
+                "check the accelerate configuration."
             )
         # Ready files carry the launch's own id: those of an earlier launch mean nothing.
         launch = [uuid.uuid4().hex if self.is_first else None]
@@ -125,8 +125,8 @@ class Run:
             return True
         if not self.overwrite:
             raise SettingsError(
-                f"{self.folder / table} holds the results of another run: {difference}.\nName another `output_dir`, or replace "
-                "them with `--overwrite true` (replies in the ledger stay)."
+                f"{self.folder / table} holds the results of another run: {difference}.\nName another `output_dir`, "
+                "or replace them with `--overwrite true` (replies in the ledger stay)."
             )
         self.drop(table)
         return False

@@ -14,14 +14,14 @@ import pyarrow as pa
 from datasets import Dataset
 
 from .errors import SettingsError
-from .pairs import LOSS_COLUMNS, SCORE_COLUMNS, is_usable, require_columns
+from .pairs import LOSS_COLUMNS, SCORE_COLUMNS, as_table, is_usable, require_columns
 from .templates import StudentTemplate
 
 if TYPE_CHECKING:
     import torch
 
-# "auto" keeps a batch's float32 logits below 2**28 values (1 GiB) whatever the vocabulary, and a batch as small as pays:
-# on a CPU more tokens only mean more padding.
+# "auto" keeps a batch's float32 logits below 2**28 values (1 GiB) whatever the vocabulary, and a batch as small as
+# pays: on a CPU more tokens only mean more padding.
 _AUTO_LOGITS = 2**28
 _AUTO_TOKENS = {"cpu": 2048}
 _AUTO_TOKENS_ELSEWHERE = 16_384
@@ -39,20 +39,20 @@ class _Pass(NamedTuple):
 class StudentScorer:
     """Score every usable version with the student: losses, IFD and r-IFD.
 
-    In:  instruction, input, response, optionally history                                                       (N rows)
+    In:  instruction, input, response, optionally history                                                     (N rows)
     Out: the same columns plus loss_instruction, loss_response, loss_instruction_given_response,
-         loss_response_given_instruction (nats per target token, float64), ifd, r_ifd; null on unusable rows       (N rows)
+         loss_response_given_instruction (nats per target token, float64), ifd, r_ifd; null on unusable rows  (N rows)
 
-    `dataset.map(scorer, batched=True)` on one process; `scorer.score(dataset)` on any number. The model is scored as it
-    is, in eval mode, without gradients, on the device where it lies.
+    `dataset.map(scorer, batched=True)` on one process; `scorer.score(dataset)` on any number. The model is scored as
+    it is, in eval mode, without gradients, on the device where it lies.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         template: how the student sees a pair, as in training: see `hf_reflect.templates`.
         max_length: as in training; what is longer is cut as there, alike in the passes that are compared.
-        tokens_per_batch: padded tokens in one forward pass; "auto" keeps the logits of a batch below 1 GiB, and takes no more
-            than the device has use for.
+        tokens_per_batch: padded tokens in one forward pass; "auto" keeps the logits of a batch below 1 GiB, and takes
+            no more than the device has use for.
 
     Raises:
         DataError: a column is missing.
@@ -99,14 +99,12 @@ class StudentScorer:
 
     def __call__(self, batch: Any) -> pa.Table:
         """One batch of `map`; this process scores all of it."""
-        from .reflection import _as_table
-
         if self.model is None:
             raise SettingsError(
-                "A `StudentScorer` does not travel to other processes: leave `num_proc` out of `map`. For more speed launch "
-                "several processes, `accelerate launch ...`, and call `scorer.score(dataset)`."
+                "A `StudentScorer` does not travel to other processes: leave `num_proc` out of `map`. For more speed "
+                "launch several processes, `accelerate launch ...`, and call `scorer.score(dataset)`."
             )
-        table = _as_table(batch)
+        table = as_table(batch)
         return _with_scores(table, self._losses(table, rank=0, processes=1))
 
     def score(self, dataset: Dataset) -> Dataset:
@@ -166,7 +164,7 @@ class StudentScorer:
         return passes
 
     def _batches(self, passes: list[_Pass]) -> Iterator[list[_Pass]]:
-        """Longest first, so that the first batch is the worst one; alike lengths together, so that little is padded."""
+        """Longest first, so that the first batch is the worst; alike lengths together, so that little is padded."""
         limit = self.tokens_per_batch
         if isinstance(limit, str):
             config = self.model.config.get_text_config() if hasattr(self.model.config, "get_text_config") else None

@@ -1,7 +1,7 @@
 """Which version of each pair to train on: two stages, as in V2 Eq. 6 and 9, then a filter."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ class Decision(NamedTuple):
     """What became of one source row."""
 
     row_id: str
-    index: int | None  # the winner's place in the table; None where the row has no usable version
+    position: int | None  # the winner's place in the table; None where the row has no usable version
     kept: bool
     why: str  # why this version won, or why the row was dropped
 
@@ -73,10 +73,11 @@ def select(
 
     Args:
         dataset: the table, scored where the rule needs it.
-        rule: a name in `RULES`: "paper" takes the new instruction where its IFD is higher, then the new response where its
-            r-IFD is lower.
-        ifd_gate, r_ifd_gate: winners not strictly below are dropped, also those whose score is null; None: no gate. Where the
+        rule: a name in `RULES`: "paper" takes the new instruction where its IFD is higher, then the new response where
+            its r-IFD is lower.
+        ifd_gate: winners not strictly below are dropped, also those whose score is null; None: no gate. Where the
             column is absent its gate is skipped.
+        r_ifd_gate: likewise.
         keep: "reflected" drops winners whose response was not rewritten (V2, section 3.2); None keeps them.
         seed: of the rule "random".
 
@@ -99,7 +100,7 @@ def kept_indices(
     keep: str | None,
 ) -> list[int]:
     """The kept winners' places in row order. DataError where there is none: nobody can train on nothing."""
-    indices = sorted(decision.index for decision in decisions if decision.kept and decision.index is not None)
+    indices = sorted(decision.position for decision in decisions if decision.kept and decision.position is not None)
     if indices:
         return indices
     reasons: dict[str, int] = {}
@@ -117,8 +118,8 @@ def kept_indices(
             )
     raise DataError(
         f"The rule {rule!r} with ifd_gate={ifd_gate}, r_ifd_gate={r_ifd_gate}, keep={keep!r} keeps none of "
-        f"{len(decisions)} rows: {counts}.{ranges}\nRaise the gates or set them to null (an untuned small student has both "
-        "above 1 on most rows), or keep unreflected winners too with `keep: null`."
+        f"{len(decisions)} rows: {counts}.{ranges}\nRaise the gates or set them to null (an untuned small student has "
+        "both above 1 on most rows), or keep unreflected winners too with `keep: null`."
     )
 
 
@@ -166,8 +167,8 @@ def select_top(
     In:  row_id and the column `by` ("longest" needs response)       (N rows)
     Out: the same columns     (`count`, or `round(share × N)`, at least 1)
 
-    Highest first: ifd, coherence, longest (characters of the response); lowest first: r_ifd and the losses; "random": by a
-    hash of (seed, row_id). Nulls last, ties by row_id.
+    Highest first: ifd, coherence, longest (characters of the response); lowest first: r_ifd and the losses; "random":
+    by a hash of (seed, row_id). Nulls last, ties by row_id.
 
     Raises:
         SettingsError: not exactly one of share (0 to 1) and count (1 to N); an unknown `by`.
@@ -234,7 +235,8 @@ def _rows(dataset: Dataset, scores: set[str]) -> Iterator[tuple[str, list[dict[s
                 version.setdefault("source", "")
                 if version["variant"] not in VARIANTS:
                     raise DataError(
-                        f"Row {version['row_id']!r} has the variant {version['variant']!r}; there are {', '.join(VARIANTS)}."
+                        f"Row {version['row_id']!r} has the variant {version['variant']!r}; there are "
+                        f"{', '.join(VARIANTS)}."
                     )
                 rows.append(version)
             index += 1

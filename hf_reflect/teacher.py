@@ -34,7 +34,10 @@ GUESSED_COMPLETION_TOKENS = 500
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for one chat. `error` is `teacher: …` or `budget: …` where nothing usable did; then text is ""."""
+    """What came back for one chat.
+
+    `error` is `teacher: …` or `budget: …` where nothing usable did; then text is "".
+    """
 
     text: str = ""
     finish_reason: str | None = None
@@ -87,9 +90,10 @@ class Teacher:
         timeout: seconds for one request.
         max_retries: how often one request is repeated after a failure that may pass.
         max_failure_rate: share of unusable replies past which `ReflectionTransform` stops (from 50 replies on).
-        price_per_million_input, price_per_million_output: money per million tokens, for `stats`, `estimate`, `max_cost`.
-        max_cost, max_requests, max_total_tokens: limits that hold for the ledger, over restarts and processes. The most
-            a request can cost is set aside before it is sent, so none is ever passed.
+        price_per_million_input, price_per_million_output: money per million tokens, for `stats`, `estimate`,
+            `max_cost`.
+        max_cost, max_requests, max_total_tokens: limits that hold for the ledger, over restarts and processes. The
+            most a request can cost is set aside before it is sent, so none is ever passed.
         on_budget: at a limit "stop" (the remaining chats get `error="budget: …"`) or "raise" BudgetExceeded.
 
     Raises:
@@ -142,7 +146,10 @@ class Teacher:
 
     @property
     def stats(self) -> dict[str, float]:
-        """What this object did: asked, reused, failed (chats), prompt_tokens, completion_tokens, cost (of the asked)."""
+        """What this object did.
+
+        Keys: asked, reused, failed (chats), prompt_tokens, completion_tokens, cost (of the asked).
+        """
         return dict(self._stats)
 
     def __call__(self, chats: list[Chat]) -> list[Reply]:
@@ -159,8 +166,8 @@ class Teacher:
     def stream(self, chats: list[Chat], on_reply: Callable[[list[int], Reply], None]) -> None:
         """Answer every chat, in whatever order replies come.
 
-        `on_reply(indices, reply)` is called once for each distinct chat, with its positions in `chats`, after the reply
-        is in the ledger. What it raises ends the asking.
+        `on_reply(indices, reply)` is called once for each distinct chat, with its positions in `chats`, after the
+        reply is in the ledger. What it raises ends the asking.
         """
         places: dict[str, list[int]] = {}
         for index, chat in enumerate(chats):
@@ -205,7 +212,7 @@ class Teacher:
         return self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
 
     def check_ready(self) -> None:
-        """Raise TeacherError if a key is needed, none is set, and the ledger has nothing of this model: before work."""
+        """Before work: TeacherError if a key is needed, none is set, and the ledger has nothing of this model."""
         if Path(self.ledger).exists():
             with Ledger(self.ledger) as ledger:
                 if ledger.mean_tokens(self.model, sample=1)[0]:
@@ -217,8 +224,8 @@ class Teacher:
         key = os.environ.get(self.api_key_env)
         if not key and self.endpoint == OPENAI:
             raise TeacherError(
-                f"The teacher {self.model!r} needs an API key: `export {self.api_key_env}=...`, or set `base_url` to an "
-                "endpoint of your own.\nTo see the whole way without a key: `accelerate launch --config_file "
+                f"The teacher {self.model!r} needs an API key: `export {self.api_key_env}=...`, or set `base_url` to "
+                "an endpoint of your own.\nTo see the whole way without a key: `accelerate launch --config_file "
                 "accelerate_configs/cpu.yaml recipes/srecycle_wizardlm.py --config recipes/quickstart.yaml`"
             )
         return key or "not-needed"
@@ -234,8 +241,8 @@ class Teacher:
     def estimate(self, chats: list[Chat]) -> dict[str, float]:
         """What asking these chats would take, without asking: calls, reused, prompt_tokens, completion_tokens, cost.
 
-        Tokens of prompts are guessed as a quarter of their UTF-8 bytes, those of replies as 500 each; from 50 replies of
-        this model in the ledger on, as the mean of what those had.
+        Tokens of prompts are guessed as a quarter of their UTF-8 bytes, those of replies as 500 each; from 50 replies
+        of this model in the ledger on, as the mean of what those had.
         """
         unique = {self.key(chat): chat for chat in chats}
         with Ledger(self.ledger) as ledger:
@@ -372,8 +379,8 @@ class _Asking:
         self.settled.set()
         if teacher.on_budget == "raise":
             raise BudgetExceeded(
-                f"The budget of {teacher.ledger} is used up: {self.budget_error}. Raise the limit and run again: only the "
-                "rest is asked."
+                f"The budget of {teacher.ledger} is used up: {self.budget_error}. Raise the limit and run again: only "
+                "the rest is asked."
             )
         raise _OutOfBudget
 
@@ -424,8 +431,8 @@ class _Asking:
         if error.status_code in (401, 403, 404) or words.endswith(hopeless):
             return TeacherError(
                 f"The endpoint {self.teacher.endpoint} refuses the teacher {self.teacher.model!r}: {words}\n"
-                f"Check the model's name, `base_url`, the key in {self.teacher.api_key_env}, and the sampling settings (null leaves "
-                "one out). Replies that came before are in the ledger."
+                f"Check the model's name, `base_url`, the key in {self.teacher.api_key_env}, and the sampling "
+                "settings (null leaves one out). Replies that came before are in the ledger."
             )
         if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
             wait = _retry_after(error.response.headers)
@@ -442,8 +449,9 @@ class _Asking:
         self.failing_since = self.failing_since or now
         if now - self.failing_since > (PATIENCE if self.anything_answered else PATIENCE_AT_FIRST):
             raise TeacherError(
-                f"The endpoint {self.teacher.endpoint} cannot be reached: {words}\nStart it or check `base_url`, then give the same command "
-                "again: replies that came before are in the ledger."
+                f"The endpoint {self.teacher.endpoint} cannot be reached: {words}\n"
+                "Start it or check `base_url`, then give the same command again: "
+                "replies that came before are in the ledger."
             ) from cause
 
 
@@ -473,7 +481,8 @@ def _reply(record: dict[str, Any], reused: bool = False) -> Reply:
 def _endpoint_words(error: Any) -> str:
     """What the endpoint itself said, in one line."""
     body = error.body if isinstance(error.body, dict) else {}
-    inner = body.get("error") if isinstance(body.get("error"), dict) else body
+    nested = body.get("error")
+    inner = nested if isinstance(nested, dict) else body
     words = inner.get("message") or inner.get("detail") or error.response.text or error.message
     code = inner.get("code")
     return " ".join(f"{words}{f' ({code})' if isinstance(code, str) else ''}".split())[:300]

@@ -4,7 +4,8 @@
     scored, given the instruction  | prompt ids                                    | target ids |
     scored alone                   | BOS, or EOS where there is no BOS             | target ids |
 
-The target is tokenised once, by itself, so that a tokenizer cannot merge across the border and the ids agree everywhere.
+The target is tokenised once, by itself, so that a tokenizer cannot merge across the border
+and the ids agree everywhere.
 """
 
 from collections.abc import Callable
@@ -38,8 +39,8 @@ TEMPLATES = {
     "vicuna": _TextTemplate(
         "USER: ",
         " ASSISTANT:",
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-        "and polite answers to the user's questions. ",
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. ",
     ),
     "alpaca": _TextTemplate(_ALPACA + "### Instruction:\n", "\n\n### Response:"),
     "wizardlm": _TextTemplate("", "\n\n### Response:"),
@@ -102,8 +103,8 @@ class StudentTemplate:
     def _fit(self, prompt: "_Prompt", target: str) -> Encoded:
         """Context and target within max_length - 1 tokens.
 
-        The context gives way first, until the target has min(its length, max_length // 2) tokens: the oldest turns whole,
-        then the end of the prompt's text. Then the target's tail is cut.
+        The context gives way first, until the target has min(its length, max_length // 2) tokens: the oldest turns
+        whole, then the end of the prompt's text. Then the target's tail is cut.
         """
         target_ids = self.ids(target)
         room = self.max_length - 1
@@ -122,8 +123,9 @@ class StudentTemplate:
             context = context[: span.start + kept] + context[span.stop :]
         if len(context) >= room:
             raise SettingsError(
-                f"`max_length={self.max_length}` leaves no room: the template {self.name!r} alone takes {len(context)} tokens"
-                f"{' with the system message of a row' if first else ''}. Raise `max_length`, or choose a shorter template."
+                f"`max_length={self.max_length}` leaves no room: the template {self.name!r} alone takes "
+                f"{len(context)} tokens{' with the system message of a row' if first else ''}. "
+                "Raise `max_length`, or choose a shorter template."
             )
         return Encoded(context, target_ids[: room - len(context)], True)
 
@@ -196,7 +198,7 @@ def to_training_ids(dataset: Dataset, tokenizer: Any, template: str = "auto", ma
     """Add `input_ids` and `labels` to the usable rows of a table, for SFTTrainer, which takes them as they are.
 
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
-    Out: all columns, input_ids and labels (-100 on the prompt), prompt + response + EOS, at most max_length   (≤ N rows)
+    Out: all columns, input_ids and labels (-100 on the prompt), prompt + response + EOS, at most max_length (≤ N rows)
 
     These are the ids that `StudentScorer` scores, with the same template and length. SFTTrainer's own tokenisation of
     prompt and completion together gives other first tokens with many tokenizers.
@@ -245,8 +247,8 @@ def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
     """
     if template not in TEMPLATES:
         raise SettingsError(
-            f"`to_prompt_completion(template={template!r})` needs one of {', '.join(TEMPLATES)}; for chat templates use "
-            "`to_messages`."
+            f"`to_prompt_completion(template={template!r})` needs one of {', '.join(TEMPLATES)}; for chat templates "
+            "use `to_messages`."
         )
     rows = usable_rows(dataset, "`to_prompt_completion`", new=("prompt", "completion"))
     shape = TEMPLATES[template]

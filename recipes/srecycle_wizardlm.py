@@ -126,6 +126,7 @@ def main() -> None:
     if data.stage != "select":
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
+        trainer.save_state()
         run.note(training=describe_training(trainer))
     if run.is_first:
         selected = run.load("selected")

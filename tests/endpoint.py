@@ -20,14 +20,17 @@ def rewriting(request: dict[str, Any]) -> str:
             f"1. The instruction is vague.\n\n[New Instruction] Explain step by step ({mark}): {shown} [End]\n\n"
             f"[New Answer] First, think about {shown}. Then answer number {mark}. [End]"
         )
-    return f"The answer lacks detail.\n\n[Better Answer] A longer and better answer {mark} about {shown}, with reasons. [End]"
+    return (
+        "The answer lacks detail.\n\n"
+        f"[Better Answer] A longer and better answer {mark} about {shown}, with reasons. [End]"
+    )
 
 
 class Endpoint:
     """`with Endpoint() as endpoint: Teacher(model, base_url=endpoint.url)`; `endpoint.requests` holds what was asked.
 
-    `answer(request)` gives the reply's text, or a dict that overrides fields: `text`, `finish_reason`, or `status` with
-    `body` and `headers`; `drop` closes the connection, `raw` sends these bytes with status 200.
+    `answer(request)` gives the reply's text, or a dict that overrides fields: `text`, `finish_reason`, or `status`
+    with `body` and `headers`; `drop` closes the connection, `raw` sends these bytes with status 200.
     """
 
     def __init__(

@@ -137,7 +137,7 @@ def test_decisions_agree_with_a_naive_implementation(rule, sources):
         kept_places = []
         for decision in decisions:
             winner, kept = naive(rows[decision.row_id], rule, ifd_gate, r_ifd_gate, keep)
-            assert decision.index == (None if winner is None else winner["index"]), decision
+            assert decision.position == (None if winner is None else winner["index"]), decision
             assert decision.kept == kept, decision
             assert decision.why
             if kept:
@@ -312,7 +312,7 @@ def test_random_depends_on_seed_and_row_id_alone():
     dataset = many(60)
 
     def chosen(of, seed=0):
-        return {d.row_id: of[d.index]["variant"] for d in decide(of, "random", keep=None, seed=seed)}
+        return {d.row_id: of[d.position]["variant"] for d in decide(of, "random", keep=None, seed=seed)}
 
     once = chosen(dataset)
     assert chosen(dataset.shuffle(seed=3)) == once
@@ -336,7 +336,7 @@ def test_random_among_several_sources_does_not_depend_on_row_order():
     dataset = table(*((v, values | {"row_id": f"row{n}"}) for n in range(90) for v, values in versions))
     keys = [
         {
-            of[d.index]["row_id"]: (of[d.index]["variant"], of[d.index]["source"])
+            of[d.position]["row_id"]: (of[d.position]["variant"], of[d.position]["source"])
             for d in decide(of, "random", keep=None)
         }
         for of in (dataset, dataset.shuffle(seed=1))

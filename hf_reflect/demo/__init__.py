@@ -34,9 +34,11 @@ def record(teacher: Teacher) -> None:
     with Ledger(teacher.ledger) as ledger:
 
         def put(part: str, text: dict[str, str], reply: dict[str, str]) -> None:
-            chat = PROMPTS[part].chat(**text)
-            record = {"text": reply["text"], "finish_reason": reply["finish_reason"], "model": teacher.model}
-            record |= {
+            chat = PROMPTS[part].chat(text["instruction"], text["response"], text.get("input", ""))
+            record = {
+                "text": reply["text"],
+                "finish_reason": reply["finish_reason"],
+                "model": teacher.model,
                 "prompt_tokens": 0,
                 "completion_tokens": 0,
                 "fingerprint": "written for the demo",
@@ -55,7 +57,10 @@ def record(teacher: Teacher) -> None:
 
 
 def build_student(folder: str | Path, steps: int = 80, seed: int = 0) -> None:
-    """Make a Llama of 1M parameters with a byte-level BPE tokenizer, and train it on the demo's pairs; some 15 s on a CPU."""
+    """Make a Llama of 1M parameters with a byte-level BPE tokenizer, and train it on the demo's pairs.
+
+    Some 15 s on a CPU.
+    """
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,0 +1,277 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
+from endpoint import Endpoint, rewriting
+
+RECIPE = "recipes/srecycle_wizardlm.py"
+
+
+def run(*arguments, processes=1, cwd=ROOT, timeout=420):
+    """The recipe in processes of its own, as people start it."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")]
+    command = [*start, str(ROOT / RECIPE), *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def said(done):
+    """What the recipe itself said at the end: lines of progress bars, warnings and the launcher left out."""
+    assert done.returncode != 0
+    lines = done.stderr.split("\n\n", 1)[-1] if "\n\n" in done.stderr else done.stderr
+    return [line for line in lines.splitlines() if line and not re.search(r"Warning|warnings\.warn|it/s|\d%\|", line)]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    tokenizer = byte_level_tokenizer(TEXTS)
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path, student, endpoint):
+    """`settings(**changes)` writes a configuration that runs and returns its path."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def write(**changes):
+        base = {
+            "dataset": str(data),
+            "output_dir": str(tmp_path / "run"),
+            "teacher_model": "teacher",
+            "base_url": endpoint.url,
+            "model_name_or_path": str(student),
+            "ifd_gate": None,
+            "r_ifd_gate": None,
+            "keep": None,
+            "max_length": 256,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "bf16": False,
+            "disable_tqdm": True,
+        }
+        path = tmp_path / "settings.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in (base | changes).items() if value != "absent"}))
+        return path
+
+    return write
+
+
+def summary(folder):
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def losses(folder):
+    history = json.loads((Path(folder) / "model" / "trainer_state.json").read_text())["log_history"]
+    return [(entry["loss"], entry["learning_rate"]) for entry in history if "loss" in entry]
+
+
+def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path):
+    arguments = ("--config", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path / "run")
+    done = run(*arguments, processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = summary(tmp_path / "run")
+    inside = [first["training"][name] for name in ("processes", "backend", "model_class")]
+    assert inside == [2, "gloo", "DistributedDataParallel"]
+    assert first["candidates"]["rows"] >= 40 and first["candidates"]["versions"] == 4 * first["candidates"]["rows"]
+    assert {"refused", "truncated"} <= set(first["candidates"]["unusable"])
+    assert first["calls"]["asked"] == 0 and first["calls"]["reused"] > 2.5 * first["candidates"]["rows"]
+    assert first["training"]["loss_last"] < 0.9 * first["training"]["loss_first"]
+    for words in ("source rows", "unusable, by error", "teacher calls", "kept", "training loss", "mean nothing"):
+        assert done.stdout.count(words) == 1
+    assert not (tmp_path / "run" / ".work").exists()
+
+    again = run(*arguments, processes=2, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    second = summary(tmp_path / "run")
+    assert second["calls"]["asked"] == 0
+    assert second["hash"] == first["hash"] and second["selected"]["keys"] == first["selected"]["keys"]
+    assert second["training"]["loss_last"] == first["training"]["loss_last"]
+
+
+def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoint, tmp_path):
+    config = settings(
+        dataset=str(reference / "reference" / "alpaca_sample.json"),
+        model_name_or_path=str(reference / "models" / "tiny-student"),
+        max_length=512,
+        max_steps=3,
+    )
+    done = run("--config", config, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = summary(tmp_path / "run")
+    assert len(endpoint.requests) == 300 and result["calls"]["asked"] == 300
+    assert result["training"]["processes"] == 2 and result["training"]["model_class"] == "DistributedDataParallel"
+    candidates = datasets.load_from_disk(tmp_path / "run" / "candidates")
+    assert len(candidates) == 400 and len(set(candidates["row_id"])) == 100
+    unusable = sum(result["candidates"]["unusable"].values())
+    usable = [row for row in candidates if row["instruction"] is not None and row["response"] is not None]
+    assert len(usable) + unusable == 400
+    assert all(row["ifd"] is not None and row["r_ifd"] is not None for row in usable)
+    selected = datasets.load_from_disk(tmp_path / "run" / "selected")
+    assert len(selected) == result["selected"]["rows"] == 100
+
+    again = run("--config", config, processes=2)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert len(endpoint.requests) == 300 and summary(tmp_path / "run")["calls"]["asked"] == 0
+
+
+def test_the_run_trains_as_a_trainer_that_was_given_selected(settings, student, tmp_path):
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    config = settings(learning_rate=1e-3, lr_scheduler_type="cosine")
+    assert run("--config", config).returncode == 0
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "other"),
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        max_length=256,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+    )
+    trainer = SFTTrainer(
+        str(student),
+        args=arguments,
+        train_dataset=datasets.load_from_disk(tmp_path / "run" / "selected"),
+        processing_class=AutoTokenizer.from_pretrained(student),
+    )
+    trainer.train()
+    given = [(entry["loss"], entry["learning_rate"]) for entry in trainer.state.log_history if "loss" in entry]
+    assert len(given) == 8 and losses(tmp_path / "run") == given
+
+
+def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
+    assert run("--config", settings()).returncode == 0
+    apart = str(tmp_path / "apart")
+    for stage in ("recycle", "select", "train"):
+        done = run("--config", settings(output_dir=apart, stage=stage, ledger=str(tmp_path / "run" / "ledger.sqlite")))
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert len(endpoint.requests) == 24
+    assert losses(apart) == losses(tmp_path / "run")
+    assert summary(apart)["selected"]["keys"] == summary(tmp_path / "run")["selected"]["keys"]
+
+    other = str(tmp_path / "other")
+    done = run(
+        "--config", settings(output_dir=other, candidates=f"{apart}/candidates", stage="select", dataset="absent")
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert summary(other)["selected"]["keys"] == summary(apart)["selected"]["keys"]
+
+
+def test_an_estimate_asks_nothing(settings, endpoint):
+    config = settings(price_per_million_input=1.0, price_per_million_output=2.0)
+    done = run("--config", config, "--estimate_only", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "24 to ask, 0 in the ledger" in done.stdout and re.search(r"cost\s+0\.\d\d", done.stdout)
+    assert endpoint.requests == []
+
+
+def test_other_settings_are_refused_with_the_first_difference_unless_overwriting(settings, endpoint, tmp_path):
+    assert run("--config", settings(stage="select")).returncode == 0
+    before = summary(tmp_path / "run")
+    lines = said(run("--config", settings(stage="select", rule="longest")))
+    assert len(lines) <= 3 and "`selection.rule` was 'paper' and is now 'longest'" in lines[0]
+    lines = said(run("--config", settings(stage="select", temperature=0.5)))
+    assert "`teacher.temperature` was 0.0 and is now 0.5" in lines[0] and "--overwrite true" in lines[1]
+    assert summary(tmp_path / "run") == before and len(endpoint.requests) == 24
+    done = run("--config", settings(stage="select", rule="longest"), "--overwrite", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert summary(tmp_path / "run")["settings"]["selection"]["rule"] == "longest" and len(endpoint.requests) == 24
+
+
+def test_an_endpoint_that_comes_back_is_asked_for_the_rest(settings, tmp_path):
+    with Endpoint() as gone:
+        port = gone.port
+    config = settings(base_url=f"http://127.0.0.1:{port}/v1", stage="recycle", max_concurrency=2)
+    lines = said(run("--config", config))
+    assert len(lines) <= 3 and "cannot be reached" in lines[0]
+    down = {"status": 400, "body": {"error": {"message": "this one fails for now"}}}
+    with Endpoint(lambda request: down if "synonym" in str(request) else rewriting(request), port=port) as flaky:
+        assert run("--config", config).returncode == 0
+        first = len(flaky.requests)
+    assert summary(tmp_path / "run")["candidates"]["unusable"] == {"teacher": 2, "parent": 1}
+    with Endpoint(port=port) as back:
+        assert run("--config", config).returncode == 0
+        assert (first, len(back.requests)) == (
+            23,
+            3,
+        )  # two calls of the one row, then the answer to its new instruction
+    assert summary(tmp_path / "run")["candidates"]["unusable"] == {}
+
+
+def test_without_a_key_two_lines_say_what_to_do(tmp_path):
+    lines = said(run(cwd=tmp_path))
+    assert len(lines) == 2
+    assert "export OPENAI_API_KEY" in lines[0] and "quickstart.yaml" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist"),
+        ({"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist"),
+        ({}, "found the columns"),
+        ({"ifd_gate": 0.0001}, "keeps none of 8 rows"),
+        ({"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
+        ({"stage": "recycel"}, "`stage` is all, recycle, select or train"),
+        ({"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
+    ],
+    ids=["model", "path", "columns", "empty selection", "misspelt key", "stage", "student"],
+)
+def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, tmp_path):
+    if "columns" in words:
+        changes = {"dataset": str(tmp_path / "strange.csv")}
+        (tmp_path / "strange.csv").write_text("question,answer\nWhy?,Because.\n")
+    done = run("--config", settings(**changes))
+    lines = said(done)
+    assert "Traceback" not in done.stderr and 1 <= len(lines) <= 3
+    assert words in "\n".join(lines)
+
+
+def test_of_two_processes_one_speaks(settings):
+    done = run("--config", settings(teacher_model="gpt-typo"), processes=2)
+    assert done.returncode != 0
+    assert done.stderr.count("The model `gpt-typo` does not exist") == 1
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(settings, tmp_path):
+    (tmp_path / "run" / "candidates").mkdir(parents=True)
+    (tmp_path / "run" / "candidates" / "mine.txt").write_text("precious")
+    lines = said(run("--config", settings()))
+    assert "holds the results of another run" in lines[0]
+    assert (tmp_path / "run" / "candidates" / "mine.txt").read_text() == "precious"
+
+
+def test_every_configuration_fits_its_recipe(monkeypatch):
+    from trl import ModelConfig, SFTConfig
+
+    from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
+
+    types = (DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig)
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(path)])
+        assert parse_arguments(types, "recipe.py")[0].stage == "all"
+
+
+def test_the_recipe_reads_in_under_150_lines():
+    assert len((ROOT / RECIPE).read_text().splitlines()) < 150
