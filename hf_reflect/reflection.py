@@ -80,6 +80,7 @@ class ReflectionTransform:
 
     def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
+        self._failed: dict[str, Reply] = {}  # by the ledger's key, from the last `prefetch`
         # a rewrite stands below its parent, perhaps in the next batch: the last keys made
         # show a table reflected before
         self._made: deque[tuple[str, str, str]] = deque(maxlen=1000)
@@ -98,7 +99,7 @@ class ReflectionTransform:
         columns = self._columns(table)
         parents = self._parents(columns)
         asked = [parent for parent in parents if parent.chat is not None]
-        replies = self.teacher([parent.chat for parent in asked if parent.chat is not None])
+        replies = self._replies([parent.chat for parent in asked if parent.chat is not None])
         rewrites = {
             parent.position: self._read(columns, parent.position, reply)
             for parent, reply in zip(asked, replies, strict=True)
@@ -110,6 +111,14 @@ class ReflectionTransform:
                 rewrites[parent.position] = Rewrite(error=f"parent: its {variant} version is unusable ({error})")
         return self._written(table, columns, rewrites)
 
+    def _replies(self, chats: list[Chat]) -> list[Reply]:
+        """Ask the teacher, but not again for what `prefetch` tried in vain: `map` after it only replays."""
+        if not self._failed or not isinstance(self.teacher, Teacher):
+            return self.teacher(chats)
+        keys = [self.teacher.key(chat) for chat in chats]
+        replies = iter(self.teacher([chat for chat, key in zip(chats, keys, strict=True) if key not in self._failed]))
+        return [self._failed[key] if key in self._failed else next(replies) for key in keys]
+
     def prefetch(self, dataset: Dataset) -> dict[str, float]:
         """Ask everything that `map` over `dataset` would, in one continuous stream into the ledger.
 
@@ -119,21 +128,24 @@ class ReflectionTransform:
         """
         if not isinstance(self.teacher, Teacher):
             return {"asked": 0, "reused": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-        before = self.teacher.stats
+        teacher, before = self.teacher, self.teacher.stats
+        self._failed.clear()
         chats = self._chats(dataset)
         answered, failures = 0, Counter[str]()
 
         def watch(indices: list[int], reply: Reply) -> None:
             # Read here only to stop early where replies are useless; `map` reads again.
             nonlocal answered
+            if reply.error:
+                self._failed[teacher.key(chats[indices[0]])] = reply
             error = reply.error or self.prompt.parse(reply.text, reply.finish_reason).error
             answered += 0 if _code(error) == "budget" else len(indices)
             if _code(error) in FAILURES:
                 failures[error or ""] += len(indices)
                 self._stop_if_useless(answered, failures)
 
-        self.teacher.stream(chats, watch)
-        return {name: value - before[name] for name, value in self.teacher.stats.items()}
+        teacher.stream(chats, watch)
+        return {name: value - before[name] for name, value in teacher.stats.items()}
 
     def estimate(self, dataset: Dataset) -> dict[str, float]:
         """What `map` over `dataset` would take, asking nothing: calls, reused, prompt_tokens, completion_tokens, cost.

@@ -1,0 +1,67 @@
+import json
+import re
+
+import datasets
+import pytest
+from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
+from endpoint import rewriting
+
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_readme_begins_with_its_two_commands():
+    commands = re.findall(r"^pip install -c constraints\.txt.*$", README, re.M)
+    assert len(commands) == 2 and README.index(commands[1]) < 1800
+    assert commands[0].endswith("--config recipes/quickstart.yaml") and commands[1].endswith("&& pytest")
+
+
+def test_the_transforms_lines_run_as_they_stand(endpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    endpoint.models = ("Qwen/Qwen3-32B",)
+    endpoint.answer = lambda request: "I cannot help with that." if "quick" in str(request) else rewriting(request)
+    code = next(block for block in PYTHON if "keep_parent=False" in block)
+    assert len(code.splitlines()) <= 11
+    exec(code.replace("http://localhost:8000/v1", endpoint.url), {})
+    better = datasets.load_from_disk("better")
+    assert len(better) == len(ROWS) == len(endpoint.requests)
+    assert [row["messages"][-1]["content"] for row in better][5] == "Fast."
+    assert "refused: I cannot help with that." in capsys.readouterr().out
+
+
+def test_the_callbacks_lines_run_as_they_stand(candidates, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = byte_level_tokenizer(TEXTS)
+    tiny_llama(len(tokenizer)).save_pretrained("student")
+    tokenizer.save_pretrained("student")
+    candidates.save_to_disk("runs/mine/candidates")
+    code = next(block for block in PYTHON if "SelectionCallback(trainer" in block)
+    code = code.replace("Qwen/Qwen3-0.6B-Base", str(tmp_path / "student"))
+    code = code.replace(
+        'SFTConfig("out",', 'SFTConfig("out", use_cpu=True, bf16=False, max_steps=2, report_to="none",'
+    )
+    code = code.replace('template="vicuna"))', 'template="vicuna", ifd_gate=None, r_ifd_gate=None, keep=None))')
+    names = {}
+    exec(code, names)
+    assert names["trainer"].state.global_step == 2
+    assert len(names["trainer"].train_dataset) == len(ROWS)
+
+
+def test_the_configuration_in_the_readme_fits_the_recipe(tmp_path, monkeypatch):
+    import sys
+
+    from trl import ModelConfig, SFTConfig
+
+    from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
+
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (tmp_path / "my.yaml").write_text(block)
+    monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(tmp_path / "my.yaml")])
+    types = (DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig)
+    assert parse_arguments(types, "recipe.py")[1].extra_body == {"reasoning_effort": "none"}
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([A-Z]+\.md)\)", README))
+def test_links_to_files_lead_somewhere(path):
+    assert (ROOT / path).exists()
