@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
-from .errors import SettingsError
+from .errors import DataError, SettingsError
 from .pairs import KEY_COLUMNS, SCORE_COLUMNS, require_columns
 from .scoring import StudentScorer
-from .selection import RULES, check_rule, decide, kept_indices
+from .selection import RULES, check_rule, kept_positions
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -87,13 +89,20 @@ class SelectionCallback(TrainerCallback):
         self.trainer = trainer
         self.rule, self.schedule, self.rescore = rule, schedule, rescore
         self.settings: dict[str, Any] = {"ifd_gate": ifd_gate, "r_ifd_gate": r_ifd_gate, "keep": keep, "seed": seed}
+        lengths = pc.list_value_length(trainer.train_dataset.with_format("arrow")["input_ids"][:])
+        self._longest = int(np.argmax(lengths.to_numpy()))
         self.scorer = StudentScorer(
-            trainer.model, trainer.processing_class, template=template, max_length=trainer.args.max_length or 2048
+            trainer.model,
+            getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
+            template=template,
+            max_length=trainer.args.max_length or pc.max(lengths).as_py(),
         )
-        self._check_template()
+        self._check_ids()
         self.candidates: Dataset | None = None
         self.selected: Dataset | None = None
         self._rows: Dataset | None = None  # as the dataloader should have them
+        if isinstance(getattr(trainer.train, "__self__", None), SelectionCallback):
+            raise SettingsError("The trainer has a `SelectionCallback` already: build it anew for another choice.")
         self._train = trainer.train
         trainer.train = self._choose_and_train
 
@@ -109,29 +118,33 @@ class SelectionCallback(TrainerCallback):
         """
         if self.selected is not None:
             return self.selected
-        trainer = self.trainer
-        prepared = trainer.train_dataset
-        order = list(range(len(prepared)))
-        if trainer.args.shuffle_dataset:
-            # preparation has shuffled: undo it, choose in the table's order, shuffle what was
-            # chosen as it would have been
-            order = np.argsort(np.random.default_rng(trainer.args.seed).permutation(len(prepared))).tolist()
-        candidates = prepared.select(order)
+        candidates = self._in_order()
         if self.rescore:
-            with _undisturbed(), _scorable(trainer):
+            with _undisturbed(), _scorable(self.trainer):
                 scores = self.scorer.score(candidates)
         else:
             needed = RULES[self.rule].needs
             require_columns(candidates.column_names, needed, f"The rule {self.rule!r} with `rescore=False`")
             scores = candidates
-        decisions = decide(scores, self.rule, **self.settings)
-        gates = {name: self.settings[name] for name in ("ifd_gate", "r_ifd_gate", "keep")}
-        kept = kept_indices(scores, decisions, self.rule, **gates)
-        self.candidates, self.selected = scores, scores.select(kept)
-        chosen = prepared.select([order[index] for index in kept])
-        self._rows = chosen.shuffle(seed=trainer.args.seed) if trainer.args.shuffle_dataset else chosen
-        trainer.train_dataset = self._rows
-        self._save()
+        kept = kept_positions(scores, self.rule, **self.settings)
+        self.candidates = scores
+        return self._take(scores, kept)
+
+    def _in_order(self) -> Dataset:
+        """The candidates in the order of the table that the trainer was built with."""
+        args, prepared = self.trainer.args, self.trainer.train_dataset
+        if not args.shuffle_dataset:
+            return prepared
+        return prepared.select(np.argsort(np.random.default_rng(args.seed).permutation(len(prepared))))
+
+    def _take(self, candidates: Dataset, kept: list[int]) -> Dataset:
+        """Train on these candidates, shuffled as they would have been had the trainer been given them."""
+        args = self.trainer.args
+        self.selected = candidates.select(kept)
+        self._rows = self.selected.shuffle(seed=args.seed) if args.shuffle_dataset else self.selected
+        self.trainer.train_dataset = self._rows
+        if self.trainer.is_world_process_zero():
+            self._write(Path(args.output_dir))
         return self.selected
 
     def with_scores(self, dataset: Dataset) -> Dataset:
@@ -164,40 +177,77 @@ class SelectionCallback(TrainerCallback):
             "and leave the dataset alone."
         )
 
-    def _choose_and_train(self, *args: Any, **kwargs: Any) -> Any:
-        self.choose()
-        return self._train(*args, **kwargs)
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the choice with the checkpoint: the student scored again in mid-training would choose otherwise."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.selected is not None and state.is_world_process_zero and folder.is_dir():
+            self._write(folder)
 
-    def _check_template(self) -> None:
-        """The first row's prompt must be the one that will be scored; its last id may merge with the answer."""
-        row = self.trainer.train_dataset[0]
-        prompt = self.scorer.template.forward(row).context[:-1]
-        if list(row["input_ids"][: len(prompt)]) != prompt:
-            found = self.trainer.processing_class.decode(row["input_ids"][: len(prompt) + 1])
+    def _choose_and_train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        resume = resume_from_checkpoint
+        folder = get_last_checkpoint(self.trainer.args.output_dir) if resume is True else resume
+        if self.selected is None and folder and (Path(folder) / "selection.json").exists():
+            self._restore(Path(folder) / "selection.json")
+        self.choose()
+        return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _restore(self, path: Path) -> None:
+        """Take the choice that a checkpoint was trained on."""
+        written = json.loads(path.read_text())
+        now = self._settings()
+        if other := next((name for name in now if written.get(name) != now[name]), None):
             raise SettingsError(
-                f"The candidates were tokenized with another template than {self.scorer.template.name!r}: their first "
-                f"row begins {found[:120]!r}. Give the callback the template of the data: "
+                f"The checkpoint was trained on a choice with {other}={written.get(other)!r}, and this callback has "
+                f"{now[other]!r}. Resume with the same settings, or train anew."
+            )
+        candidates = self._in_order()
+        rows = {(row_id, *version) for row_id, version in written["rows"].items()}
+        kept = [position for position, key in enumerate(_keys(candidates)) if key in rows]
+        if len(kept) != len(rows):
+            raise DataError(
+                f"The checkpoint was trained on {len(rows)} chosen rows, of which the candidates hold {len(kept)}. "
+                "Resume with the same candidates, or train anew."
+            )
+        self._take(candidates, kept)
+
+    def _check_ids(self) -> None:
+        """The ids to train on must be those that will be scored: the same template, cut at the same length.
+
+        Looked at are the first row and the longest. A prompt's last id is left out: it may merge with the answer.
+        """
+        rows, template = self.trainer.train_dataset, self.scorer.template
+        first, longest = rows[0], rows[self._longest]
+        for row in (first, longest):
+            prompt = template.forward(row).context[:-1]
+            if list(row["input_ids"][: len(prompt)]) == prompt:
+                continue
+            if row is longest and self._longest:
+                raise SettingsError(self._other_length())
+            found = template.tokenizer.decode(row["input_ids"][: len(prompt) + 1])
+            raise SettingsError(
+                f"The candidates were tokenized with another template than {template.name!r}: their first row begins "
+                f"{found[:120]!r}. Give the callback the template of the data: "
                 "`SelectionCallback(trainer, template=...)`."
             )
+        if len(longest["input_ids"]) == self.trainer.args.max_length and longest["input_ids"][-1] != template.eos:
+            raise SettingsError(self._other_length())
 
-    def _save(self) -> None:
-        """`selection.json` in the output folder: what was chosen, by which rule, on whose scores."""
-        assert self.selected is not None
-        if not self.trainer.is_world_process_zero():
-            return
-        rows = {row_id: [variant, source] for row_id, variant, source in _keys(self.selected)}
-        text = json.dumps(
-            {
-                "rule": self.rule,
-                **self.settings,
-                "template": self.scorer.template.name,
-                "rescored": self.rescore,
-                "rows": rows,
-            }
+    def _other_length(self) -> str:
+        return (
+            f"The trainer cuts rows at max_length={self.trainer.args.max_length}, but the candidates were made for "
+            "another length: they would be scored on other ids than they are trained on. Give `to_training_ids` and "
+            "`SFTConfig` the same `max_length`."
         )
-        folder = Path(self.trainer.args.output_dir)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"rule": self.rule, **self.settings, "template": self.scorer.template.name, "rescored": self.rescore}
+
+    def _write(self, folder: Path) -> None:
+        """`selection.json`: what was chosen, by which rule, on whose scores."""
+        assert self.selected is not None
+        rows = {row_id: [variant, source] for row_id, variant, source in _keys(self.selected)}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "selection.json").write_text(text)
+        (folder / "selection.json").write_text(json.dumps({**self._settings(), "rows": rows}))
 
 
 def _keys(dataset: Dataset) -> list[tuple[str, str, str]]:
@@ -229,13 +279,13 @@ def _scorable(trainer: "SFTTrainer") -> Iterator[None]:
     """
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
-        with _temporary_engine(trainer.accelerator, plugin, trainer.model), trainer.compute_loss_context_manager():
+        with _temporary_engine(trainer.accelerator, plugin, trainer.model), trainer.accelerator.autocast():
             yield
         return
     quantized = getattr(trainer.model, "quantization_method", None) is not None
     if not trainer.is_model_parallel and not quantized:
         trainer.model.to(trainer.args.device)
-    with trainer.compute_loss_context_manager():
+    with trainer.accelerator.autocast():  # the precision of training
         yield
 
 
@@ -247,11 +297,13 @@ def _temporary_engine(accelerator: Any, plugin: Any, model: torch.nn.Module) -> 
     settings.config = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in ("optimizer", "scheduler")}
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     before = {(module, name): dict(getattr(module, name)) for module in model.modules() for name in hooks}
+    engine = None
     try:
         engine = accelerator.prepare(model)
         yield
-        engine.destroy()
     finally:
+        if engine is not None:
+            engine.destroy()
         accelerator.free_memory()
         settings.config, settings.mismatches = config, mismatches
         for (module, name), kept in before.items():  # some stay behind after `destroy`

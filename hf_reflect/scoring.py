@@ -1,13 +1,15 @@
 """The student's view of every version: four losses, IFD and r-IFD.
 
 ids      b  c1 c2 c3 | t1 t2 t3          context (prompt or BOS), target
-logits   .  .  .  p1   p2 p3 .           the logits at a position predict the next one: those from the context's last
-loss                -log p1[t1], …       id on are wanted, the last target's are not
+logits   .  .  .  p1   p2 p3 .           the logits at a position predict the next one: wanted are those from the
+loss                -log p1[t1], …       context's last id on
 """
 
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -20,20 +22,27 @@ from .templates import StudentTemplate
 if TYPE_CHECKING:
     import torch
 
-# "auto" keeps a batch's float32 logits below 2**28 values (1 GiB) whatever the vocabulary, and a batch as small as
-# pays: on a CPU more tokens only mean more padding.
+# "auto" keeps a batch's float32 logits below 2**28 values (1 GiB) whatever the vocabulary (one long row may exceed
+# it), and a batch as small as pays: on a CPU more tokens only mean more padding.
 _AUTO_LOGITS = 2**28
 _AUTO_TOKENS = {"cpu": 2048}
 _AUTO_TOKENS_ELSEWHERE = 16_384
 
 
+_READ = ("instruction", "input", "response", "history")
+
+
 class _Pass(NamedTuple):
-    """One sequence to score: which row and loss it is for, its ids, and where the target begins."""
+    """One sequence to score: which row and loss it is for, and its ids at 4 bytes each (a table has a million)."""
 
     row: int
     loss: str
-    ids: list[int]
-    start: int
+    context: array
+    target: array
+
+    @property
+    def length(self) -> int:
+        return len(self.context) + len(self.target)
 
 
 class StudentScorer:
@@ -73,7 +82,7 @@ class StudentScorer:
         generates = getattr(model, "can_generate", None)
         if getattr(config, "is_encoder_decoder", False) or generates is None or not generates():
             raise SettingsError(f"The student must be a causal language model; {type(model).__name__} is none.")
-        if isinstance(tokens_per_batch, str) and tokens_per_batch != "auto" or tokens_per_batch in (0, None):
+        if tokens_per_batch != "auto" and not (isinstance(tokens_per_batch, int) and tokens_per_batch > 0):
             raise SettingsError(f'`tokens_per_batch` is a number of tokens or "auto", not {tokens_per_batch!r}.')
         self.model, self.tokenizer = model, tokenizer
         self.template = StudentTemplate(tokenizer, template, max_length)
@@ -105,62 +114,74 @@ class StudentScorer:
                 "launch several processes, `accelerate launch ...`, and call `scorer.score(dataset)`."
             )
         table = as_table(batch)
-        return _with_scores(table, self._losses(table, rank=0, processes=1))
+        return _with_scores(table, _finite(self._losses(self._passes([table]))))
 
     def score(self, dataset: Dataset) -> Dataset:
         """Score a whole table on all processes of the launch; each returns the same table.
 
-        Every process makes the same number of forward passes, as ZeRO-3 and FSDP need it.
+        Rows are dealt out in turn. Every process makes the same number of forward passes, as ZeRO-3 and FSDP need it.
         """
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
         state = PartialState()
-        names = [name for name in ("instruction", "input", "response", "history") if name in dataset.column_names]
-        table = dataset.select_columns(names).with_format("arrow")[:]
-        losses = self._losses(table, state.process_index, state.num_processes)
-        if state.num_processes > 1:
-            losses = {key: loss for part in gather_object([losses]) for key, loss in part.items()}
-        scores = _with_scores(pa.table({"row": list(range(len(dataset)))}), losses)
+        rank, processes = state.process_index, state.num_processes
+        names = [name for name in _READ if name in dataset.column_names]
+        share = dataset.select_columns(names).select(range(rank, len(dataset), processes)).with_format("arrow")
+        before = self.rows_cut
+        passes = self._passes(share.iter(1000), rank, processes)
+        gather = gather_object if processes > 1 else list
+        parts = gather([self._losses(passes, lambda count: max(gather([count])))])
+        self.rows_cut = before + sum(gather([self.rows_cut - before]))
+        scores = _with_scores(
+            pa.table({"row": pa.array(range(len(dataset)))}),
+            _finite({key: loss for part in parts for key, loss in part.items()}),
+        )
         result = dataset.remove_columns([name for name in SCORE_COLUMNS if name in dataset.column_names])
         for name in SCORE_COLUMNS:
             result = result.add_column(name, scores[name].combine_chunks())
         return result
 
-    def _losses(self, table: pa.Table, rank: int, processes: int) -> dict[tuple[int, str], float]:
-        """This rank's share of the losses, by row and column."""
+    def _losses(
+        self, passes: list[_Pass], agree: Callable[[int], int] = lambda count: count
+    ) -> dict[tuple[int, str], float]:
+        """The losses by row and column; `agree` turns this rank's number of forward passes into that of all."""
         import torch
 
-        passes = self._passes(table)
         batches = list(self._batches(passes))
-        mine = batches[rank::processes]
+        eos = array("i", [self.template.eos])
+        most = agree(len(batches))
+        idle = batches[-1] if batches else [_Pass(0, "", eos, eos)]
         losses: dict[tuple[int, str], float] = {}
         with _evaluating(self.model), torch.inference_mode():
-            for batch in mine:
+            for batch in batches:
                 for item, loss in zip(batch, self._forward(batch), strict=True):
                     losses[item.row, item.loss] = loss
-            if len(mine) < math.ceil(len(batches) / processes):
-                self._forward(batches[-1])  # the ranks with one batch more must not wait alone
+            for _ in range(most - len(batches)):
+                self._forward(idle)  # the ranks that have more to do must not wait alone
         return losses
 
-    def _passes(self, table: pa.Table) -> list[_Pass]:
-        require_columns(table.column_names, ("instruction", "input", "response"), "`StudentScorer`")
-        passes = []
-        alone = self.template.alone
-        names = [name for name in ("instruction", "input", "response", "history") if name in table.column_names]
-        for number, row in enumerate(table.select(names).to_pylist()):
-            if not is_usable(row["instruction"], row["response"]):
-                continue
-            forward, reverse = self.template.forward(row), self.template.reverse(row)
-            self.rows_cut += forward.cut or reverse.cut
-            for loss, encoded, context in (
-                ("loss_response_given_instruction", forward, forward.context),
-                ("loss_response", forward, alone),
-                ("loss_instruction_given_response", reverse, reverse.context),
-                ("loss_instruction", reverse, alone),
-            ):
-                if encoded.target:
-                    passes.append(_Pass(number, loss, context + encoded.target, len(context)))
+    def _passes(self, tables: Iterable[pa.Table], first: int = 0, step: int = 1) -> list[_Pass]:
+        """The sequences to score; the n-th row is number first + n * step of the table."""
+        alone = array("i", self.template.alone)
+        passes: list[_Pass] = []
+        numbers = count(first, step)
+        for table in tables:
+            require_columns(table.column_names, ("instruction", "input", "response"), "`StudentScorer`")
+            names = [name for name in _READ if name in table.column_names]
+            for row, number in zip(table.select(names).to_pylist(), numbers, strict=False):
+                if not is_usable(row["instruction"], row["response"]):
+                    continue
+                forward, reverse = self.template.forward(row), self.template.reverse(row)
+                self.rows_cut += forward.cut or reverse.cut
+                for given, by_itself, encoded in (
+                    ("loss_response_given_instruction", "loss_response", forward),
+                    ("loss_instruction_given_response", "loss_instruction", reverse),
+                ):
+                    if encoded.target:
+                        target = array("i", encoded.target)
+                        passes.append(_Pass(number, given, array("i", encoded.context), target))
+                        passes.append(_Pass(number, by_itself, alone, target))
         return passes
 
     def _batches(self, passes: list[_Pass]) -> Iterator[list[_Pass]]:
@@ -171,8 +192,8 @@ class StudentScorer:
             by_memory = _AUTO_LOGITS // (getattr(config, "vocab_size", None) or 32_000)
             limit = min(by_memory, _AUTO_TOKENS.get(self._device().type, _AUTO_TOKENS_ELSEWHERE))
         batch: list[_Pass] = []
-        for item in sorted(passes, key=lambda item: -len(item.ids)):
-            if batch and len(batch[0].ids) * (len(batch) + 1) > limit:
+        for item in sorted(passes, key=lambda item: -item.length):
+            if batch and batch[0].length * (len(batch) + 1) > limit:
                 yield batch
                 batch = []
             batch.append(item)
@@ -180,29 +201,43 @@ class StudentScorer:
             yield batch
 
     def _device(self) -> "torch.device":
-        return self.model.get_input_embeddings().weight.device
+        """Where ids go in; of an offloaded model the device that it runs on."""
+        import torch
+
+        hooked = getattr(getattr(self.model, "_hf_hook", None), "execution_device", None)
+        return self.model.get_input_embeddings().weight.device if hooked is None else torch.device(hooked)
 
     def _forward(self, batch: list[_Pass]) -> list[float]:
         """Mean negative log-likelihood of each target, in nats."""
         import torch
 
-        device = self._device()
-        length = len(batch[0].ids)
-        pad = self.template.eos
-        ids = torch.tensor([item.ids + [pad] * (length - len(item.ids)) for item in batch])  # (rows, length)
-        mask = torch.tensor([[1] * len(item.ids) + [0] * (length - len(item.ids)) for item in batch])
-        first = min(item.start for item in batch) - 1  # no logits before the first target's
-        keep = torch.arange(first, length - 1, device=device)
+        device, length, pad = self._device(), batch[0].length, [self.template.eos]
+        ids = torch.tensor([[*item.context, *item.target, *pad * (length - item.length)] for item in batch])
+        mask = torch.tensor([[1] * item.length + [0] * (length - item.length) for item in batch])  # (rows, length)
+        # no logits before the first target's; a number serves every device, and the slice models that ignore it
+        wanted = length - min(len(item.context) for item in batch) + 1
         model: torch.nn.Module = self.model
-        logits = model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=keep
-        ).logits  # (rows, length - 1 - first, vocabulary)
+        output = model(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=wanted
+        )
+        logits = output.logits[:, -wanted:]  # (rows, wanted, vocabulary)
         losses = []
         for item, row in zip(batch, logits, strict=True):
-            some = row[item.start - 1 - first : len(item.ids) - 1 - first].float()  # (targets, vocabulary)
-            target = torch.tensor(item.ids[item.start :], device=some.device)
+            start = len(item.context) - 1 - (length - wanted)
+            some = row[start : start + len(item.target)].float()  # (targets, vocabulary)
+            target = torch.tensor(item.target, device=some.device)
             losses.append(torch.nn.functional.cross_entropy(some, target, reduction="none").double().mean().item())
         return losses
+
+
+def _finite(losses: dict[tuple[int, str], float]) -> dict[tuple[int, str], float]:
+    """The losses, if all are numbers: NaN would win comparisons that nobody can see."""
+    if broken := next(((row, name) for (row, name), loss in losses.items() if not math.isfinite(loss)), None):
+        raise SettingsError(
+            f"The student's {broken[1]} of row {broken[0]} is no finite number: its weights are broken, or its "
+            "precision is too small (float16?). Load it in bfloat16 or float32."
+        )
+    return losses
 
 
 def _with_scores(table: pa.Table, losses: dict[tuple[int, str], float]) -> pa.Table:

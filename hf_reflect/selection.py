@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from .errors import DataError, SettingsError
-from .pairs import is_usable, require_columns
+from .pairs import LOSS_COLUMNS, is_usable, require_columns
 
 VARIANTS = ("original", "instruction", "response", "instruction+response")
 _TEXT_LENGTH = "length of response"  # a column that is computed, characters
@@ -31,6 +31,8 @@ def _staged(first: tuple[str, int], second: tuple[str, int]) -> Rule:
     return Rule(stages=(first, second), filtered=True, gated=True, needs=tuple(dict.fromkeys((first[0], second[0]))))
 
 
+# the sign of the sort key of `select_top`
+_BEST_FIRST = {"ifd": -1, "coherence": -1, "r_ifd": +1, **dict.fromkeys(LOSS_COLUMNS, +1)}
 _HIGH_IFD, _LOW_R_IFD = ("ifd", +1), ("r_ifd", -1)
 _HIGH_COHERENCE, _LOW_LOSS = ("coherence", +1), ("loss_response_given_instruction", -1)
 RULES = {
@@ -87,22 +89,17 @@ def select(
 
     Source: arXiv 2402.10110, Eq. 6 and 9; the gates are those of the published script.
     """
-    decisions = decide(dataset, rule, ifd_gate, r_ifd_gate, keep, seed)
-    return dataset.select(kept_indices(dataset, decisions, rule, ifd_gate, r_ifd_gate, keep))
+    return dataset.select(kept_positions(dataset, rule, ifd_gate, r_ifd_gate, keep, seed))
 
 
-def kept_indices(
-    dataset: Dataset,
-    decisions: list[Decision],
-    rule: str,
-    ifd_gate: float | None,
-    r_ifd_gate: float | None,
-    keep: str | None,
+def kept_positions(
+    dataset: Dataset, rule: str, ifd_gate: float | None, r_ifd_gate: float | None, keep: str | None, seed: int
 ) -> list[int]:
-    """The kept winners' places in row order. DataError where there is none: nobody can train on nothing."""
-    indices = sorted(decision.position for decision in decisions if decision.kept and decision.position is not None)
-    if indices:
-        return indices
+    """The kept winners' places in row order; as `select`, which takes these rows."""
+    decisions = decide(dataset, rule, ifd_gate, r_ifd_gate, keep, seed)
+    positions = sorted(decision.position for decision in decisions if decision.kept and decision.position is not None)
+    if positions:
+        return positions
     reasons: dict[str, int] = {}
     for decision in decisions:
         reason = decision.why.split(":")[0]
@@ -190,9 +187,9 @@ def select_top(
     elif by == "longest":
         require_columns(dataset.column_names, ("response",), "`select_top(by='longest')`")
         values, sign = [None if text is None else len(text) for text in columns["response"]], -1
-    elif by in ("ifd", "coherence") or by == "r_ifd" or by.startswith("loss_"):
+    elif by in _BEST_FIRST:
         require_columns(dataset.column_names, (by,), f"`select_top(by={by!r})`", "Score the table first.")
-        values, sign = columns[by][:], -1 if by in ("ifd", "coherence") else +1
+        values, sign = [_number(value) for value in columns[by]], _BEST_FIRST[by]
     else:
         raise SettingsError(
             f"`select_top(by={by!r})` is unknown: ifd, r_ifd, coherence, a loss column, longest, random."
@@ -200,8 +197,9 @@ def select_top(
     ranked = sorted(
         range(total), key=lambda i: (values[i] is None, 0 if values[i] is None else sign * values[i], ids[i])
     )
-    wanted = count if count is not None else max(round((share or 0) * total), 1)
-    return dataset.select(sorted(ranked[:wanted]))
+    if share is not None:
+        count = max(round(share * total), 1)
+    return dataset.select(sorted(ranked[:count]))
 
 
 def check_rule(rule: str, keep: str | None) -> None:
@@ -230,6 +228,7 @@ def _rows(dataset: Dataset, scores: set[str]) -> Iterator[tuple[str, list[dict[s
             # a table without its texts holds what was scored: usable, all of it
             if "response" not in version or is_usable(version.get("instruction", ""), version["response"]):
                 version["index"] = index
+                version.update({name: _number(version[name]) for name in scores})
                 version[_TEXT_LENGTH] = len(version.pop("response", None) or "")
                 version.pop("instruction", None)
                 version.setdefault("source", "")
@@ -320,6 +319,11 @@ def _better(one: dict[str, Any], other: dict[str, Any], column: str, sign: int) 
     """Whether `one` is strictly better; null is never better, and anything is better than null."""
     a, b = one[column], other[column]
     return a is not None and (b is None or sign * a > sign * b)
+
+
+def _number(value: float | None) -> float | None:
+    """NaN, which another tool may have written, is no score: null."""
+    return None if value is None or value != value else value
 
 
 def _hash(*parts: Any) -> int:

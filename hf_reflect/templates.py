@@ -152,11 +152,7 @@ class StudentTemplate:
         turns = prompt.turns
         if self.name == "chat":
             rendered, without = (
-                self.tokenizer.apply_chat_template(
-                    [*turns, {"role": "user", "content": prompt.before + inner + prompt.after}],
-                    add_generation_prompt=True,
-                    tokenize=False,
-                )
+                self._rendered([*turns, {"role": "user", "content": prompt.before + inner + prompt.after}])
                 for inner in (prompt.text, _MARK)
             )
             start = without.rindex(_MARK)
@@ -173,6 +169,17 @@ class StudentTemplate:
         opening = ("" if before else system) + template.before + prompt.before
         start = len(opening)
         return before, opening + prompt.text + prompt.after + template.after, (start, start + len(prompt.text))
+
+    def _rendered(self, messages: list[dict[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise SettingsError(
+                f"The tokenizer's chat template refuses the roles {[turn['role'] for turn in messages]}: {error}. Leave "
+                "such turns out of the data, or name another template (`template='vicuna'`)."
+            ) from error
 
     def _encode(self, text: str, special: bool, offsets: bool = False) -> dict[str, list]:
         encoding = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=offsets)

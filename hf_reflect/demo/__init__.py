@@ -96,7 +96,7 @@ def build_student(folder: str | Path, steps: int = 80, seed: int = 0) -> None:
     # the teacher's prose, so that it can read at all, and pairs in the template, so that it knows the form
     stream: list[int] = []
     template = StudentTemplate(tokenizer, "vicuna", 512)
-    for row, text in zip(pairs, replies[:: len(replies) // len(pairs)], strict=False):
+    for row, text in zip(pairs, replies, strict=False):
         stream += template.training_ids(row)["input_ids"] + tokenizer(text)["input_ids"] + [template.eos]
     ids = torch.tensor(stream)
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)
