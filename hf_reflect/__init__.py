@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asking import Reply as Reply
     from .callback import SelectionCallback as SelectionCallback
     from .errors import BudgetExceeded as BudgetExceeded
     from .errors import ReflectError as ReflectError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .selection import RULES as RULES
     from .selection import select as select
     from .selection import select_top as select_top
-    from .teacher import Reply as Reply
     from .teacher import Teacher as Teacher
     from .templates import to_messages as to_messages
     from .templates import to_prompt_completion as to_prompt_completion
@@ -32,7 +32,7 @@ _HOME = {
     "ReflectError": "errors",
     "ReflectionPrompt": "prompts",
     "ReflectionTransform": "reflection",
-    "Reply": "teacher",
+    "Reply": "asking",
     "SelectionCallback": "callback",
     "StudentScorer": "scoring",
     "Teacher": "teacher",

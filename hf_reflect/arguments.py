@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import ReflectError, SettingsError
+from .selection import check_rule
 from .teacher import Teacher
+from .templates import check_template
 
 
 @dataclass
@@ -30,6 +32,7 @@ class DataArguments:
     demo: bool = field(default=False, metadata={"help": "Bundled pairs, written replies and a toy student."})
 
     def __post_init__(self) -> None:
+        self.rename_columns = _mapping("rename_columns", self.rename_columns)
         if self.stage not in ("all", "recycle", "select", "train"):
             raise SettingsError(f"`stage` is all, recycle, select or train, not {self.stage!r}.")
 
@@ -57,6 +60,9 @@ class TeacherArguments:
     price_per_million_output: float | None = field(default=None, metadata={"help": "Money per million tokens."})
     max_cost: float | None = field(default=None, metadata={"help": "Never spend more, over all runs of the ledger."})
 
+    def __post_init__(self) -> None:
+        self.extra_body = _mapping("extra_body", self.extra_body)
+
     def teacher(self, ledger: Path) -> Teacher:
         """The `Teacher` of these settings; `ledger` is its file unless they name one."""
         fields = asdict(self) | {"ledger": str(self.ledger or ledger), "model": self.teacher_model}
@@ -74,6 +80,23 @@ class SelectionArguments:
     )
     keep: str | None = field(default="reflected", metadata={"help": "reflected (only rewritten responses), or null."})
     template: str = field(default="vicuna", metadata={"help": "auto, chat, vicuna, alpaca, wizardlm or plain."})
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule, self.keep)
+        check_template(self.template)
+
+
+def _mapping(name: str, value: dict | str | None) -> dict | None:
+    """A mapping, which the command line gives as the text of one."""
+    import yaml
+
+    try:
+        parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        parsed = value
+    if parsed is not None and not isinstance(parsed, dict):
+        raise SettingsError(f"`{name}` is a mapping, such as `{{old: new}}`, not {value!r}.")
+    return parsed
 
 
 def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:

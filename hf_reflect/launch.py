@@ -23,7 +23,14 @@ def main_of(recipe: Callable[[], None]) -> None:
             print(f"\n{error}", file=sys.stderr, flush=True)
         else:
             time.sleep(30)  # rank 0 speaks, and its exit ends this process; exiting first would end rank 0
+            print(f"\n[rank {os.environ['RANK']}] {error}", file=sys.stderr, flush=True)  # rank 0 had no such error
         sys.exit(1)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                "\nStopped. What was answered is in the ledger: the same command goes on from there.", file=sys.stderr
+            )
+        sys.exit(130)
 
 
 def load_table(path: str, split: str = "train", what: str = "dataset") -> Dataset:
@@ -33,7 +40,8 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
         DataError: nothing is there, or it cannot be read.
     """
     kinds = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    local = Path(path)
+    local = Path(path).expanduser()
+    path = str(local) if path.startswith("~") else path
     looks_local = local.exists() or path.startswith((".", "/", "~")) or local.suffix in kinds or path.count("/") > 1
     if looks_local and not local.exists():
         raise DataError(f"The {what} {path!r} does not exist (seen from {Path.cwd()}). Check the path.")
@@ -49,15 +57,20 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
             loaded = datasets.load_dataset(path)
     except ReflectError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # DatasetsError: broken or empty files
+    except StopIteration as error:
+        raise DataError(f"The {what} {path!r} is empty.") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        nowhere = "" if local.exists() else f"there is no such file or folder in {Path.cwd()}, and "
         raise DataError(
-            f"The {what} {path!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_to_disk`, a .json, "
-            ".jsonl, .csv or .parquet file, or the id of a dataset on the Hub (and be online for that)."
+            f"The {what} {path!r} cannot be loaded: {nowhere}{_first_line(error)}\nGive a folder of `save_to_disk`, "
+            "a .json, .jsonl, .csv or .parquet file, or the id of a dataset on the Hub (and be online)."
         ) from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
             raise DataError(f"The {what} {path!r} has no split {split!r}; it has {', '.join(loaded)}. Set `split`.")
-        return loaded[split]
+        loaded = loaded[split]
+    if not len(loaded):
+        raise DataError(f"The {what} {path!r} is empty.")
     return loaded
 
 
@@ -85,7 +98,8 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        local = "no such folder" if model.startswith((".", "/", "~")) and not Path(model).exists() else None
         raise DataError(
-            f"The student {model!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_pretrained`, or "
-            "the id of a model on the Hub (and be online, and logged in where it is gated)."
+            f"The student {model!r} cannot be loaded: {local or _first_line(error)}\nGive a folder of "
+            "`save_pretrained`, or the id of a model on the Hub (and be online, and logged in where it is gated)."
         ) from error

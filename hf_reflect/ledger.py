@@ -54,13 +54,16 @@ class Ledger:
             ) from error
 
     def _open(self) -> None:
+        self._db.execute("BEGIN")  # both reads see one moment: another process may be making the file
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        self._db.execute("COMMIT")
         if version > SCHEMA_VERSION:
             raise DataError(
                 f"The ledger {self.path} was written by a newer hf_reflect (its schema is {version}, this one reads "
                 f"up to {SCHEMA_VERSION}). Update with `pip install -U hf-reflect`, or name another file."
             )
-        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+        if version == 0 and tables:
             raise sqlite3.DatabaseError("it is an SQLite file of something else")
         if _is_network_file_system(self.path):
             logger.warning("The ledger %s lies on a network file system: use one process, WAL is off.", self.path)

@@ -101,7 +101,8 @@ def to_pairs(
         raise DataError(
             f"`to_pairs` found the column{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))}, whose name "
             "hf_reflect needs for itself. Rename before: "
-            f"`dataset.rename_column({taken[0]!r}, 'original_{taken[0]}')`."
+            f"`dataset.rename_column({taken[0]!r}, 'original_{taken[0]}')`, in "
+            f"a recipe `rename_columns: {{{taken[0]}: original_{taken[0]}}}`."
         )
     features = Features({**PAIR_FEATURES, **{name: dataset.features[name] for name in others}})
     if not len(dataset):
@@ -144,7 +145,8 @@ def to_pairs(
         if invalid == "raise" or len(bad) == len(dataset):
             more = "; …" * (len(bad) > 3)
             raise DataError(
-                f"`to_pairs` found that {found}{more}. Mend these rows, or leave them out with `invalid='drop'`."
+                f"`to_pairs` found that {found}{more}. Mend these rows, or leave them out with `invalid='drop'` "
+                "(in a recipe `invalid: drop`)."
             )
         logger.warning("`to_pairs` left out rows: %s%s", found, "; …" * (len(bad) > 3))
         pairs = pairs.select([index for index in range(len(pairs)) if index not in bad])
@@ -221,7 +223,8 @@ def _reader(
     if x is None or y is None:
         raise DataError(
             f"`to_pairs` found the columns {columns}, but needs one of: {KNOWN_FORMATS}. Rename your columns, or say "
-            "which they are: `to_pairs(dataset, instruction='question', response='answer')`."
+            "which they are: `to_pairs(dataset, instruction='question', response='answer')`, in a recipe "
+            "`rename_columns: {question: instruction, answer: output}`."
         )
 
     def read(row: dict[str, Any]) -> dict[str, Any]:

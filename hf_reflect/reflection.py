@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from .asking import Reply
 from .errors import SettingsError, TeacherError
 from .pairs import PAIR_FEATURES, SCORE_COLUMNS, as_table, is_usable, require_columns
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
-from .teacher import Chat, Reply, Teacher
+from .teacher import Chat, Teacher
 
 # Errors that say something about the teacher or its settings; `unchanged`, `parent` and `budget` do not.
 FAILURES = ("teacher", "truncated", "refused", "unparsed", "placeholder")
@@ -196,7 +197,8 @@ class ReflectionTransform:
             parents.append(_Parent(position, chat))
         if self.keep_parent:
             made = [(keys[p.position][0], self._child(keys[p.position][1]), self.source) for p in parents]
-            if repeated := next((key for key in keys if key in {*made, *self._made}), None):
+            existing = {*made, *self._made}
+            if repeated := next((key for key in keys if key in existing), None):
                 raise SettingsError(
                     f"Row {repeated[0]!r} already has a version {repeated[1]!r} by {self.source!r}. To add another "
                     "one, give it a name: `ReflectionTransform(..., source='second')`."

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import datasets
 from datasets import Dataset
+from filelock import FileLock, Timeout
 
 from .errors import DataError, SettingsError
 from .pairs import KEY_COLUMNS, PAIR_FEATURES, is_usable
@@ -30,9 +31,9 @@ class Run:
     and a process group gives up after minutes. What is recorded:
 
         summary.json   hash and settings (data, teacher, student, selection), then what happened
-        candidates/    all versions; made with `data` and `teacher`
-        selected/      what the student kept; made with `student` and `selection`
-        .work/         the rows as trained on, and who is ready; gone at the end
+        candidates/    all versions; its made_with.json holds the settings `data` and `teacher`
+        selected/      what the student kept; likewise with `student` and `selection`
+        .lock, .work/  who runs here; the rows as trained on, and who is ready; gone at the end
 
     Args:
         folder: where all of it lies; shared by all nodes.
@@ -60,15 +61,21 @@ class Run:
         if self.state.num_processes > 1:
             broadcast_object_list(launch)
         self.launch = launch[0]
-        self.summary: dict[str, Any] = {"settings": {}}
-        self._before: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self._settings: dict[str, dict[str, Any]] = {}  # of this launch, by section
+        self._lock = FileLock(self.folder / ".lock")
         if self.is_first:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
                 shutil.rmtree(self.work, ignore_errors=True)
-                self.work.mkdir(parents=True)
-                path = self.folder / "summary.json"
-                self._before = json.loads(path.read_text()) if path.exists() else {}
-            except (OSError, ValueError) as error:
+                self.work.mkdir()
+                for table in self.GUARDS:  # a kill between the two renames of `save`
+                    if (old := self.folder / f".{table}.old").exists() and not (self.folder / table).exists():
+                        old.rename(self.folder / table)
+            except Timeout as error:
+                raise SettingsError(f"Another run is using {self.folder}. Wait for it, or name another.") from error
+            except OSError as error:
                 raise SettingsError(
                     f"The output folder {self.folder} cannot be used: {error}. Name another."
                 ) from error
@@ -108,13 +115,13 @@ class Run:
         Raises:
             SettingsError: it was made with others, and `overwrite` is off.
         """
-        self.summary["settings"] |= settings
+        self._settings |= settings
         if not (self.folder / table).exists():
             return False
-        before = self._before.get("settings", {})
+        before = self._made_with(table)
         difference = next(
             (
-                f"`{section}.{key}` was {before.get(section, {}).get(key)!r} and is now {settings[section].get(key)!r}"
+                _difference(section, key, before.get(section, {}).get(key), settings[section].get(key))
                 for section in self.GUARDS[table]
                 for key in {**before.get(section, {}), **settings[section]}
                 if before.get(section, {}).get(key) != settings[section].get(key)
@@ -126,7 +133,7 @@ class Run:
         if not self.overwrite:
             raise SettingsError(
                 f"{self.folder / table} holds the results of another run: {difference}.\nName another `output_dir`, "
-                "or replace them with `--overwrite true` (replies in the ledger stay)."
+                "or replace them with `--overwrite true`: replies stay in the ledger, only new chats are asked."
             )
         self.drop(table)
         return False
@@ -141,21 +148,25 @@ class Run:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def save(self, table: str, dataset: Dataset) -> None:
-        """Rank 0: write a table, whole or not at all, after the settings that made it."""
-        kept = {name: value for name, value in self._before.get("settings", {}).items()}
-        self.summary["settings"] = kept | self.summary["settings"]
-        self.write_summary()
-        for name in list(self.GUARDS)[list(self.GUARDS).index(table) + 1 :]:
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # made from the table as it was
-        part = self.folder / f".{table}.part"
-        shutil.rmtree(part, ignore_errors=True)
+        """Rank 0: write a table with the settings that made it, whole or not at all; what was made from it goes."""
+        made_with = self._made_with(table) | {
+            name: value for name, value in self._settings.items() if name in self.GUARDS[table]
+        }
+        part, old = self.folder / f".{table}.part", self.folder / f".{table}.old"
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
         dataset.save_to_disk(part)
-        old = self.folder / f".{table}.old"
-        shutil.rmtree(old, ignore_errors=True)
+        (part / "made_with.json").write_text(json.dumps(made_with))
+        for name in list(self.GUARDS)[list(self.GUARDS).index(table) + 1 :]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         if (self.folder / table).exists():
             (self.folder / table).rename(old)
         part.rename(self.folder / table)
         shutil.rmtree(old, ignore_errors=True)
+
+    def _made_with(self, table: str) -> dict[str, dict[str, Any]]:
+        path = self.folder / table / "made_with.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def load(self, table: str) -> Dataset:
         """A table of this run, the same on all ranks."""
@@ -168,21 +179,34 @@ class Run:
         self.first("training_rows", lambda: make().save_to_disk(self.work / "rows"))
         return Dataset.load_from_disk(self.work / "rows")
 
-    def write_summary(self) -> None:
-        """Rank 0: `summary.json`, atomically. Its hash covers the settings of data, teacher, student and selection."""
-        settings = json.dumps(self.summary["settings"], sort_keys=True)
-        self.summary = {**self.summary, "hash": hashlib.sha256(settings.encode()).hexdigest()}
+    def finish(self) -> None:
+        """Rank 0 writes and prints the summary; all ranks leave together."""
+        self.first("summary", self._summarise)
+        self.close()
+
+    def close(self) -> None:
+        """All ranks leave together, and nothing of the launch stays behind."""
+        self.state.wait_for_everyone()
+        if self.is_first:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self._lock.release()
+        self.state.destroy_process_group()
+
+    def _summarise(self) -> None:
+        """`summary.json`, atomically. Its hash covers the settings of data, teacher, student and selection."""
+        settings = {name: value for table in self.GUARDS for name, value in self._made_with(table).items()}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self.summary = {"hash": digest, "settings": settings, **self.summary}
         part = self.folder / ".summary.part"
         part.write_text(json.dumps(self.summary, indent=2, ensure_ascii=False))
         part.rename(self.folder / "summary.json")
+        print_summary(self.summary, self.folder)
 
-    def finish(self) -> None:
-        """Rank 0 writes and prints the summary; all ranks leave together."""
-        if self.is_first:
-            self.write_summary()
-            shutil.rmtree(self.work, ignore_errors=True)
-            print_summary(self.summary, self.folder)
-        self.state.destroy_process_group()
+
+def _difference(section: str, key: str, before: Any, now: Any) -> str:
+    if key == "content" or (section, key) == ("selection", "candidates"):
+        return f"the rows of {'the dataset' if section == 'data' else 'the candidates'} have changed"
+    return f"`{section}.{key}` was {before!r} and is now {now!r}"
 
 
 def content_digest(dataset: Dataset) -> str:
@@ -210,12 +234,16 @@ def weights_digest(model: str) -> str | None:
     return digest.hexdigest()[:16] if files else None
 
 
+def is_complete(candidates: Dataset) -> bool:
+    """Whether no version waits for the teacher, who failed or whose budget was used up."""
+    return not any(error and error.startswith(("teacher:", "budget:")) for error in candidates["error"][:])
+
+
 def describe_candidates(candidates: Dataset) -> dict[str, Any]:
     """rows, versions, made (rewrites asked for and usable), unusable by error code."""
-    variants, codes, usable = Counter(candidates["variant"]), Counter[str](), 0
-    for variant, instruction, response, error in zip(
-        *(candidates[name] for name in ("variant", "instruction", "response", "error")), strict=True
-    ):
+    variants, codes, usable = Counter(candidates["variant"][:]), Counter[str](), 0
+    columns = (candidates[name][:] for name in ("variant", "instruction", "response", "error"))
+    for variant, instruction, response, error in zip(*columns, strict=True):
         if is_usable(instruction, response):
             usable += variant != "original"
         else:
@@ -230,7 +258,7 @@ def describe_candidates(candidates: Dataset) -> dict[str, Any]:
 
 def describe_selected(selected: Dataset, rows_cut: int | None = None) -> dict[str, Any]:
     """rows, their number by variant, a digest of which were kept, how many candidates were cut to fit."""
-    keys = sorted(zip(*(selected[name] for name in KEY_COLUMNS), strict=True))
+    keys = sorted(zip(*(selected[name][:] for name in KEY_COLUMNS), strict=True))
     return {
         "rows": len(selected),
         "by_variant": dict(Counter(selected["variant"]).most_common()),
@@ -243,7 +271,9 @@ def describe_training(trainer: Any) -> dict[str, Any]:
     """steps, first and last logged loss, and the launch as seen from inside."""
     import torch
 
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    history = trainer.state.log_history
+    losses = [entry[name] for name in ("loss", "train_loss") for entry in history if name in entry]
+    losses = losses[:-1] or losses  # the mean over all steps only where no step was logged
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
     return {
         "steps": trainer.state.global_step,
@@ -284,9 +314,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         lines.append(("unusable, by error", counts(made["unusable"])))
     if calls := summary.get("calls"):
         cost = f", cost {calls['cost']:.2f}" if calls["cost"] else ""
-        lines.append(
-            ("teacher calls", f"{calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed{cost}")
-        )
+        numbers = f"{calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed{cost}"
+        lines.append(("teacher calls", "0 asked, the candidates are reused" if calls["table_reused"] else numbers))
     if kept := summary.get("selected"):
         lines.append(("kept", f"{kept['rows']}: {counts(kept['by_variant'])}"))
         if kept.get("cut"):
@@ -296,7 +325,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         lines.append(("training loss", f"{loss} in {training['steps']} steps"))
         backend = f", {training['backend']}, {training['model_class']}" if training["backend"] else ""
         lines.append(("processes", f"{training['processes']} ({training['distributed_type']}{backend})"))
-    lines += [(name, str(folder / name)) for name in ("candidates", "selected", "model") if (folder / name).exists()]
+    made = ("candidates", "selected", *(["model"] if "training" in summary else []))
+    lines += [(name, str(folder / name)) for name in made if (folder / name).exists()]
     lines += [("summary", str(folder / "summary.json")), *((("note", summary["note"]),) if "note" in summary else ())]
     width = max(len(name) for name, _ in lines)
     print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines) + "\n", flush=True)

@@ -49,6 +49,12 @@ TEMPLATES = {
 TEMPLATE_NAMES = ("auto", "chat", *TEMPLATES)
 
 
+def check_template(template: str) -> None:
+    """Raise a SettingsError unless there is such a template."""
+    if template not in TEMPLATE_NAMES:
+        raise SettingsError(f"`template={template!r}` is unknown; there are {', '.join(TEMPLATE_NAMES)}.")
+
+
 class Encoded(NamedTuple):
     """A context and its target, as ids that fit; `cut` says whether something had to give way."""
 
@@ -70,8 +76,7 @@ class StudentTemplate:
     """
 
     def __init__(self, tokenizer: Any, template: str = "auto", max_length: int = 2048):
-        if template not in TEMPLATE_NAMES:
-            raise SettingsError(f"`template={template!r}` is unknown; there are {', '.join(TEMPLATE_NAMES)}.")
+        check_template(template)
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         if template == "chat" and not has_chat:
             raise SettingsError("`template='chat'` needs a tokenizer with a chat template; name a template instead.")
@@ -177,8 +182,8 @@ class StudentTemplate:
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except TemplateError as error:
             raise SettingsError(
-                f"The tokenizer's chat template refuses the roles {[turn['role'] for turn in messages]}: {error}. Leave "
-                "such turns out of the data, or name another template (`template='vicuna'`)."
+                f"The tokenizer's chat template refuses the roles {[turn['role'] for turn in messages]}: {error}. "
+                "Leave such turns out of the data, or name another template (`template='vicuna'`)."
             ) from error
 
     def _encode(self, text: str, special: bool, offsets: bool = False) -> dict[str, list]:

@@ -6,14 +6,13 @@
 Every argument: `--help`, or hf_reflect/arguments.py. What is written where: README. Source: arXiv 2402.10110.
 """
 
-from pathlib import Path
-
 from datasets import Dataset
 
 from hf_reflect import ReflectionTransform, SelectionCallback, Teacher, demo, to_pairs, to_training_ids
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
 from hf_reflect.launch import load_table, load_tokenizer, main_of
+from hf_reflect.pairs import require_columns
 from hf_reflect.reflection import estimate_recycling
 from hf_reflect.run import (
     Run,
@@ -21,6 +20,7 @@ from hf_reflect.run import (
     describe_candidates,
     describe_selected,
     describe_training,
+    is_complete,
     print_estimate,
     weights_digest,
 )
@@ -30,7 +30,9 @@ def load_pairs(data: DataArguments) -> Dataset:
     if data.dataset is None:
         raise SettingsError("Name the data to recycle: `dataset: <folder, file or Hub id>`, or `--dataset ...`.")
     dataset = load_table(data.dataset, data.split)
-    dataset = dataset.rename_columns(data.rename_columns or {})
+    names = data.rename_columns or {}
+    require_columns(dataset.column_names, names, "`rename_columns`", "Give the names as they are: old to new.")
+    dataset = dataset.rename_columns(names)
     return to_pairs(dataset.take(min(data.max_rows or len(dataset), len(dataset))), invalid=data.invalid)
 
 
@@ -38,18 +40,18 @@ def recycle(run: Run, data: DataArguments, teacher: Teacher) -> None:
     """Pairs → candidates, unless the folder holds them and none of them still waits for the teacher."""
     table = load_pairs(data)
     source = {"dataset": data.dataset, "split": data.split, "content": content_digest(table)}
-    calls = {"asked": 0, "reused": 0, "failed": 0, "cost": 0.0}
+    made = run.load("candidates") if run.holds("candidates", data=source, teacher=teacher.sampling()) else None
+    calls = {"asked": 0, "reused": 0, "failed": 0, "cost": 0.0, "table_reused": made is not None and is_complete(made)}
     run.note(calls=calls)
-    if run.holds("candidates", data=source, teacher=teacher.sampling()):
-        errors = run.load("candidates")["error"]
-        if not any(error and error.startswith(("teacher:", "budget:")) for error in errors):
-            return
+    if calls["table_reused"]:
+        return
     for part in ("instruction", "response"):
         transform = ReflectionTransform(teacher, part)
-        asked = transform.prefetch(table)
-        calls.update({name: calls[name] + asked[name] for name in calls})
+        for name, number in transform.prefetch(table).items():
+            calls[name] = calls.get(name, 0) + number
         table = table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting on the {part}")
-    run.save("candidates", table)
+    if made is None or content_digest(made) != content_digest(table):
+        run.save("candidates", table)
 
 
 def main() -> None:
@@ -57,20 +59,24 @@ def main() -> None:
 
     types = (DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig)
     data, asked, chosen_by, training, model = parse_arguments(types, __file__)
-    folder = Path(training.output_dir)
-    teacher = asked.teacher(folder / "ledger.sqlite")
-    recycling = data.stage in ("all", "recycle") and data.candidates is None
-    if recycling and not data.demo and not data.estimate_only:
-        teacher.check_ready()
     run = Run(training.output_dir, data.overwrite)
+    teacher = asked.teacher(run.folder / "ledger.sqlite")
+    if data.candidates == str(run.folder / "candidates"):
+        data.candidates = None  # this run's own
     if data.demo:
-        run.first("demo", lambda: demo.prepare(teacher, folder / "student"))
-        data.dataset, model.model_name_or_path = demo.PAIRS, str(folder / "student")
+        run.first("demo", lambda: demo.prepare(teacher, run.folder / "student"))
+        data.dataset, model.model_name_or_path = demo.PAIRS, str(run.folder / "student")
         run.note(note=demo.NOTE)
     if data.estimate_only:
-        return run.first("estimate", lambda: print_estimate(estimate_recycling(teacher, load_pairs(data))))
+        run.first("estimate", lambda: print_estimate(estimate_recycling(teacher, load_pairs(data))))
+        return run.close()
 
-    # 1. The teacher rewrites: rank 0 asks, the others wait for the table.
+    # 1. The teacher rewrites: rank 0 asks, the others wait for the table. What can be wrong later is looked at before.
+    recycling = data.stage == "recycle" or (data.stage == "all" and data.candidates is None)
+    if recycling:
+        run.first("ready", teacher.check_ready)
+    if data.stage != "recycle":
+        tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
     if recycling:
         run.first("candidates", lambda: recycle(run, data, teacher))
     if data.stage == "recycle":
@@ -78,23 +84,25 @@ def main() -> None:
         return run.finish()
 
     # 2. The student chooses among all versions, inside the trainer that will train on them.
-    tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
     candidates = load_table(data.candidates, what="candidates") if data.candidates else run.load("candidates")
     run.note(candidates=describe_candidates(candidates))
     student = {"model": model.model_name_or_path, "revision": model.model_revision, "dtype": model.dtype}
     student |= {"template": chosen_by.template, "max_length": training.max_length, "bf16": training.bf16}
+    student |= {"load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit}
     selection = {"rule": chosen_by.rule, "keep": chosen_by.keep, "seed": training.seed}
     selection |= {"ifd_gate": chosen_by.ifd_gate, "r_ifd_gate": chosen_by.r_ifd_gate}
 
     def is_chosen() -> bool:
         student["weights"] = weights_digest(model.model_name_or_path)
         selection["candidates"] = content_digest(candidates)
+        if data.candidates:  # another run's: a copy with scores comes here, unless this folder has its own
+            run.holds("candidates", data={"dataset": data.candidates, "content": selection["candidates"]}, teacher={})
         return run.holds("selected", student=student, selection=selection)
 
     reuse = run.first("is_chosen", is_chosen)
     if data.stage == "train" and not reuse:
         raise SettingsError(
-            f"`stage: train` needs {folder / 'selected'}: run `stage: select` with these settings first."
+            f"`stage: train` needs {run.folder / 'selected'}: run `stage: select` with these settings first."
         )
 
     def training_rows() -> Dataset:
@@ -102,7 +110,7 @@ def main() -> None:
             return run.load("selected")
         return to_training_ids(candidates, tokenizer, chosen_by.template, training.max_length)
 
-    training.output_dir = str(folder / "model")
+    training.output_dir = str(run.folder / "model")
     trainer = SFTTrainer(
         model=model.model_name_or_path,
         args=training,

@@ -10,15 +10,16 @@ import pytest
 import yaml
 from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
 from endpoint import Endpoint, rewriting
+from filelock import FileLock
 
 RECIPE = "recipes/srecycle_wizardlm.py"
 
 
-def run(*arguments, processes=1, cwd=ROOT, timeout=420):
+def run(*arguments, processes=1, cwd=ROOT, timeout=420, accelerate=ROOT / "accelerate_configs" / "cpu.yaml"):
     """The recipe in processes of its own, as people start it."""
     start = [sys.executable]
     if processes > 1:
-        start += ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")]
+        start += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
     command = [*start, str(ROOT / RECIPE), *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -163,7 +164,8 @@ def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
     assert run("--config", settings()).returncode == 0
     apart = str(tmp_path / "apart")
     for stage in ("recycle", "select", "train"):
-        done = run("--config", settings(output_dir=apart, stage=stage, ledger=str(tmp_path / "run" / "ledger.sqlite")))
+        config = settings(output_dir=apart, stage=stage, ledger=str(tmp_path / "run" / "ledger.sqlite"))
+        done = run("--config", config, processes=2 if stage == "select" else 1)
         assert done.returncode == 0, done.stderr[-3000:]
     assert len(endpoint.requests) == 24
     assert losses(apart) == losses(tmp_path / "run")
@@ -175,6 +177,15 @@ def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert summary(other)["selected"]["keys"] == summary(apart)["selected"]["keys"]
+    lines = said(run("--config", settings(candidates=f"{other}/candidates", stage="select")))
+    assert "`data.dataset` was" in lines[0]
+    assert run("--config", settings(output_dir=apart)).returncode == 0
+    assert len(endpoint.requests) == 24 and set(summary(apart)["settings"]) == {
+        "data",
+        "teacher",
+        "student",
+        "selection",
+    }
 
 
 def test_an_estimate_asks_nothing(settings, endpoint):
@@ -232,10 +243,11 @@ def test_without_a_key_two_lines_say_what_to_do(tmp_path):
         ({}, "found the columns"),
         ({"ifd_gate": 0.0001}, "keeps none of 8 rows"),
         ({"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
+        ({"rule": "papr"}, "The rule 'papr' is unknown"),
         ({"stage": "recycel"}, "`stage` is all, recycle, select or train"),
         ({"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
     ],
-    ids=["model", "path", "columns", "empty selection", "misspelt key", "stage", "student"],
+    ids=["model", "path", "columns", "empty selection", "misspelt key", "rule", "stage", "student"],
 )
 def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, tmp_path):
     if "columns" in words:
@@ -258,6 +270,36 @@ def test_a_folder_that_is_no_runs_is_left_alone(settings, tmp_path):
     lines = said(run("--config", settings()))
     assert "holds the results of another run" in lines[0]
     assert (tmp_path / "run" / "candidates" / "mine.txt").read_text() == "precious"
+
+
+def test_one_run_at_a_time_uses_a_folder(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        lines = said(run("--config", settings()))
+    assert "Another run is using" in lines[0] and len(lines) == 1
+
+
+def test_mappings_fit_on_the_command_line(settings, endpoint, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"ask": "Why?", "say": "Because.", "source": "x"}) + "\n")
+    names = "{ask: instruction, say: output, source: origin}"
+    done = run("--config", settings(stage="recycle"), "--rename_columns", names, "--extra_body", '{"seed": 7}')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(request["seed"] == 7 for request in endpoint.requests)
+    assert datasets.load_from_disk(tmp_path / "run" / "candidates")["origin"][:] == ["x"] * 4
+    for names, words in (("{asks: x}", "'asks'"), ("ask", "is a mapping")):
+        assert words in said(run("--config", settings(stage="recycle"), "--rename_columns", names))[0]
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_under_zero_3_as_shipped(settings, tmp_path):
+    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
+    (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(shipped | {"use_cpu": True, "num_processes": 2}))
+    done = run("--config", settings(), processes=2, accelerate=tmp_path / "zero3.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    training = summary(tmp_path / "run")["training"]
+    inside = training["processes"], training["distributed_type"], training["model_class"]
+    assert inside == (2, "DEEPSPEED", "DeepSpeedEngine")
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_every_configuration_fits_its_recipe(monkeypatch):

@@ -251,3 +251,72 @@ def test_the_scripted_endpoint_answers_both_prompts():
         chat = prompt.chat(ROWS[0]["instruction"], ROWS[0]["output"])
         rewrite = prompt.parse(rewriting({"messages": chat}))
         assert rewrite.error is None and (rewrite.instruction is not None) == (part == "instruction")
+
+
+def test_a_throttling_endpoint_is_asked_slower_until_all_is_answered(endpoint, tmp_path):
+    import time
+
+    sent = []
+
+    def answer(request):
+        now = time.monotonic()
+        sent.append(now)
+        if sum(now - moment < 0.5 for moment in sent) > 10:
+            return {"status": 429, "body": {"error": {"message": "slow down"}}, "headers": {"Retry-After": "0.2"}}
+        return "fine"
+
+    endpoint.answer = answer
+    replies = make(endpoint, tmp_path, max_retries=1)(chats(100))
+    assert {reply.text for reply in replies} == {"fine"}
+    assert len(sent) < 400
+
+
+def test_one_row_that_always_fails_ends_neither_the_others_nor_a_rerun(endpoint, tmp_path):
+    broken = {"status": 500, "body": {"error": {"message": "boom"}}}
+    endpoint.answer = lambda request: broken if request["messages"][0]["content"].endswith(" 3") else "fine"
+    for _ in range(2):
+        replies = make(endpoint, tmp_path, max_retries=1)(chats(6))
+        assert [reply.error for reply in replies] == [None] * 3 + ["teacher: 500 boom"] + [None] * 2
+
+
+def test_replies_in_flight_are_kept_when_asking_stops(endpoint, tmp_path):
+    import time
+
+    def answer(request):
+        if request["messages"][0]["content"].endswith(" 0"):
+            return {"status": 401, "body": {"error": {"message": "Key revoked."}}}
+        time.sleep(0.5)
+        return "fine"
+
+    endpoint.answer = answer
+    with pytest.raises(TeacherError, match="Key revoked"):
+        make(endpoint, tmp_path, max_concurrency=8)(chats(50))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        count, *_ = ledger.mean_tokens("teacher")
+        assert count == len(endpoint.requests) - 1 == 7
+        assert ledger.spent()["tokens"] < 7 * 100  # nothing stays reserved
+
+
+def test_without_the_endpoints_count_the_worst_case_is_what_was_spent(endpoint, tmp_path):
+    body = {"choices": [{"message": {"content": [{"type": "text", "text": "fine"}]}, "finish_reason": "stop"}]}
+    endpoint.answer = lambda request: {"raw": json.dumps(body).encode()}
+    replies = make(endpoint, tmp_path, max_tokens=100, max_total_tokens=1000)(chats(30))
+    assert 0 < sum(reply.text == "fine" for reply in replies) < 10
+    assert {reply.error.split(":")[0] for reply in replies if reply.error} == {"budget"}
+
+
+def test_a_row_too_large_for_the_budget_fails_alone(endpoint, tmp_path):
+    endpoint.answer = lambda request: "fine"
+    giant = [[{"role": "user", "content": "word " * 6000}]]
+    replies = make(endpoint, tmp_path, max_tokens=100, max_total_tokens=20_000)(giant + chats(60))
+    assert [reply.error is None for reply in replies] == [False] + [True] * 60
+
+
+def test_tokens_per_minute_hold_when_requests_grow(endpoint, tmp_path):
+    import time
+
+    endpoint.answer = lambda request: "fine"
+    growing = [[{"role": "user", "content": "word " * (20 * number)}] for number in range(1, 13)]
+    started = time.monotonic()
+    make(endpoint, tmp_path, max_tokens=100, tokens_per_minute=240_000)(growing)
+    assert time.monotonic() - started > 1.0  # 9,300 tokens at 4,000 a second, the largest request let through at once

@@ -24,6 +24,7 @@ def prepare(teacher: Teacher, student: Path) -> None:
     """Everything the quickstart needs: recorded replies in the ledger, and a student, made once."""
     record(teacher)
     if not student.exists():
+        print("Training the demo's toy student, some 15 seconds ...", flush=True)
         part = student.with_name(f".{student.name}.part")
         build_student(part)
         part.rename(student)
