@@ -216,12 +216,13 @@ class SelectionCallback(TrainerCallback):
         Looked at are the first row and the longest. A prompt's last id is left out: it may merge with the answer.
         """
         rows, template = self.trainer.train_dataset, self.scorer.template
-        first, longest = rows[0], rows[self._longest]
-        for row in (first, longest):
-            prompt = template.forward(row).context[:-1]
+        longest = rows[self._longest]
+        for row in (rows[0], longest):
+            expected = template.forward(row)
+            prompt = expected.context[:-1]
             if list(row["input_ids"][: len(prompt)]) == prompt:
                 continue
-            if row is longest and self._longest:
+            if expected.cut:
                 raise SettingsError(self._other_length())
             found = template.tokenizer.decode(row["input_ids"][: len(prompt) + 1])
             raise SettingsError(

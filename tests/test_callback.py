@@ -167,6 +167,41 @@ def test_training_on_other_rows_than_the_chosen_ones_is_stopped(build, training_
         trainer.train()
 
 
+def test_a_resumed_training_keeps_the_choice_of_its_checkpoint(build, training_rows, tmp_path):
+    whole = build(training_rows, save_strategy="steps", save_steps=2)
+    whole.add_callback(callback := SelectionCallback(whole, **OPEN))
+    losses = history(whole)
+    resumed = build(training_rows, save_strategy="no")
+    with torch.no_grad():  # a student that would choose otherwise
+        resumed.model.model.embed_tokens.weight.mul_(-1)
+    resumed.add_callback(again := SelectionCallback(resumed, **OPEN))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert again.selected["input_ids"][:] == callback.selected["input_ids"][:]
+    assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == [loss for loss, _ in losses]
+
+    other = build(training_rows, save_strategy="no")
+    SelectionCallback(other, **{**OPEN, "rule": "longest"})
+    with pytest.raises(SettingsError, match="rule='paper'.*'longest'"):
+        other.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_candidates_cut_at_another_length_are_refused(build, candidates, tokenizer):
+    long = candidates.map(lambda row: {"response": row["response"] and row["response"] * 9})
+    rows = to_training_ids(long, tokenizer, "vicuna", 2048)
+    with pytest.raises(SettingsError, match="same `max_length`"):
+        SelectionCallback(build(rows), **OPEN)
+    SelectionCallback(build(to_training_ids(long, tokenizer, "vicuna", 256)), **OPEN)
+    unlimited = build(rows, max_length=None)
+    assert SelectionCallback(unlimited, **OPEN).choose()["input_ids"][0] in rows["input_ids"][:]
+
+
+def test_a_trainer_takes_one_callback(build, training_rows):
+    trainer = build(training_rows)
+    SelectionCallback(trainer, **OPEN)
+    with pytest.raises(SettingsError, match="already"):
+        SelectionCallback(trainer, **OPEN)
+
+
 def launch(config, student, tokenizer, candidates, folder):
     student.save_pretrained(folder / "student")
     tokenizer.save_pretrained(folder / "student")

@@ -28,7 +28,7 @@ def run(*arguments, processes=1, cwd=ROOT, timeout=420, accelerate=ROOT / "accel
 def said(done):
     """What the recipe itself said: the last paragraph, after progress bars and other libraries' warnings."""
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    return done.stderr.rstrip().rsplit("\n\n", 1)[-1].splitlines()
+    return done.stderr.strip().rsplit("\n\n", 1)[-1].splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,12 @@ def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path)
         assert done.stdout.count(words) == 1
     assert not (tmp_path / "run" / ".work").exists()
 
-    again = run(*arguments, processes=2, cwd=tmp_path)
+    again = run(*arguments, "--max_steps", "2", processes=2, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     second = summary(tmp_path / "run")
-    assert second["calls"]["asked"] == 0
+    assert second["calls"]["asked"] == 0 and "the candidates are reused" in again.stdout
     assert second["hash"] == first["hash"] and second["selected"]["keys"] == first["selected"]["keys"]
-    assert second["training"]["loss_last"] == first["training"]["loss_last"]
+    assert second["training"]["loss_first"] == first["training"]["loss_first"]
 
 
 def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoint, tmp_path):
@@ -160,6 +160,7 @@ def test_the_run_trains_as_a_trainer_that_was_given_selected(settings, student, 
     assert len(given) == 8 and losses(tmp_path / "run") == given
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
     assert run("--config", settings()).returncode == 0
     apart = str(tmp_path / "apart")
@@ -196,6 +197,7 @@ def test_an_estimate_asks_nothing(settings, endpoint):
     assert endpoint.requests == []
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_with_the_first_difference_unless_overwriting(settings, endpoint, tmp_path):
     assert run("--config", settings(max_steps=1)).returncode == 0
     before = summary(tmp_path / "run")
@@ -209,6 +211,7 @@ def test_other_settings_are_refused_with_the_first_difference_unless_overwriting
     assert summary(tmp_path / "run")["settings"]["selection"]["rule"] == "longest" and len(endpoint.requests) == 24
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_comes_back_is_asked_for_the_rest(settings, tmp_path):
     with Endpoint() as gone:
         port = gone.port
@@ -279,6 +282,7 @@ def test_one_run_at_a_time_uses_a_folder(settings, tmp_path):
     assert "Another run is using" in lines[0] and len(lines) == 1
 
 
+@pytest.mark.slow
 def test_mappings_fit_on_the_command_line(settings, endpoint, tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"ask": "Why?", "say": "Because.", "source": "x"}) + "\n")
     names = "{ask: instruction, say: output, source: origin}"

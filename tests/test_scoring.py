@@ -4,12 +4,13 @@ import random
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import TEXTS, byte_level_tokenizer, tiny_llama
 from datasets import Dataset, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from test_templates import HISTORY, STUDENTS, naive_encoding, row_of, table_of, tokenizer_of
 
 from hf_reflect import StudentScorer, to_training_ids
+from hf_reflect.errors import SettingsError
 
 LOSSES = ("loss_instruction", "loss_response", "loss_instruction_given_response", "loss_response_given_instruction")
 SCORES = (*LOSSES, "ifd", "r_ifd")
@@ -357,3 +358,13 @@ def test_map_on_several_processes_is_refused_with_advice(student, pairs):
         ValueError, match=r"leave `num_proc` out of `map`.*accelerate launch.*scorer\.score\(dataset\)"
     ):
         pairs.map(StudentScorer(*student), batched=True, num_proc=2)
+
+
+def test_a_loss_that_is_no_number_stops_the_scoring():
+    tokenizer = byte_level_tokenizer(TEXTS)
+    model = tiny_llama(len(tokenizer))
+    table = Dataset.from_list([{"instruction": "Say hi.", "input": "", "response": "Hi."}])
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(SettingsError, match="no finite number"):
+        StudentScorer(model, tokenizer).score(table)
