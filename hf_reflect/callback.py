@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .errors import DataError, SettingsError
 from .pairs import KEY_COLUMNS, SCORE_COLUMNS, require_columns
-from .scoring import StudentScorer
+from .scoring import StudentScorer, replace_scores
 from .selection import RULES, check_rule, kept_positions
 
 if TYPE_CHECKING:
@@ -156,11 +156,7 @@ class SelectionCallback(TrainerCallback):
             raise SettingsError("Nothing is scored yet: call `choose()` or `trainer.train()` first.")
         scores = dict(zip(_keys(self.candidates), self.candidates.select_columns(list(SCORE_COLUMNS)), strict=True))
         rows = [scores.get(key, {}) for key in _keys(dataset)]
-        result = dataset.remove_columns([name for name in SCORE_COLUMNS if name in dataset.column_names])
-        feature = self.candidates.features["ifd"]
-        for name in SCORE_COLUMNS:
-            result = result.add_column(name, [row.get(name) for row in rows], feature=feature)
-        return result
+        return replace_scores(dataset, {name: [row.get(name) for row in rows] for name in SCORE_COLUMNS})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop where a subclass or a patch went round `train`, and other rows than the chosen would be trained on."""

@@ -160,16 +160,14 @@ class Ledger:
         requests, tokens, cost = self._db.execute("SELECT requests, tokens, cost FROM spent").fetchone()
         return {"requests": requests, "tokens": tokens, "cost": cost}
 
-    def mean_tokens(self, model: str, sample: int = 1000) -> tuple[int, float, float]:
-        """How many replies of `model` there are (up to `sample`), and their mean prompt and completion tokens."""
-        rows = self._db.execute(
-            "SELECT json_extract(reply, '$.prompt_tokens'), json_extract(reply, '$.completion_tokens') FROM replies "
-            "WHERE json_extract(request, '$.model') = ? LIMIT ?",
+    def mean_tokens(self, model: str, sample: int = 1000) -> tuple[int, float]:
+        """How many replies of `model` there are (up to `sample`), and their mean completion tokens."""
+        count, mean = self._db.execute(
+            "SELECT count(*), avg(n) FROM (SELECT coalesce(json_extract(reply, '$.completion_tokens'), 0) AS n "
+            "FROM replies WHERE json_extract(request, '$.model') = ? LIMIT ?)",
             (model, sample),
-        ).fetchall()
-        if not rows:
-            return 0, 0.0, 0.0
-        return len(rows), sum(p or 0 for p, _ in rows) / len(rows), sum(c or 0 for _, c in rows) / len(rows)
+        ).fetchone()
+        return count, mean or 0.0
 
 
 def _is_network_file_system(path: Path) -> bool:

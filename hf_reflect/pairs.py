@@ -36,6 +36,7 @@ LOSS_COLUMNS = (
     "loss_response_given_instruction",
 )
 SCORE_COLUMNS = (*LOSS_COLUMNS, "ifd", "r_ifd")
+WAITING = ("teacher", "budget")  # codes of versions that another run may still get
 RESERVED = (*PAIR_FEATURES, *SCORE_COLUMNS, "coherence", "input_ids", "labels")
 
 ROLES = {
@@ -172,6 +173,17 @@ def question(instruction: str, input: str | None) -> str:
 def is_usable(instruction: str | None, response: str | None) -> bool:
     """Whether a version can be scored, reflected on and trained on: both texts are there. `error` is only a remark."""
     return instruction is not None and response is not None
+
+
+def error_code(error: str | None) -> str:
+    """What stands before the colon of an `error`; "" where there is none."""
+    return (error or "").split(":")[0]
+
+
+def put_column(table: pa.Table, field: pa.Field, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with this column, in its place where it is there already, else at the end."""
+    index = table.schema.get_field_index(field.name)
+    return table.append_column(field, values) if index < 0 else table.set_column(index, field, values)
 
 
 def require_columns(found: Iterable[str], needed: Iterable[str], who: str, hint: str = "") -> None:

@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from .asking import Reply
 from .errors import SettingsError, TeacherError
-from .pairs import PAIR_FEATURES, SCORE_COLUMNS, as_table, is_usable, require_columns
+from .pairs import PAIR_FEATURES, SCORE_COLUMNS, WAITING, as_table, error_code, is_usable, put_column, require_columns
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
-from .teacher import Chat, Teacher
+from .teacher import Chat, Teacher, no_stats
 
 # Errors that say something about the teacher or its settings; `unchanged`, `parent` and `budget` do not.
 FAILURES = ("teacher", "truncated", "refused", "unparsed", "placeholder")
@@ -128,7 +128,7 @@ class ReflectionTransform:
         is left to `map`.
         """
         if not isinstance(self.teacher, Teacher):
-            return {"asked": 0, "reused": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+            return no_stats()
         teacher, before = self.teacher, self.teacher.stats
         self._failed.clear()
         chats = self._chats(dataset)
@@ -140,8 +140,8 @@ class ReflectionTransform:
             if reply.error:
                 self._failed[teacher.key(chats[indices[0]])] = reply
             error = reply.error or self.prompt.parse(reply.text, reply.finish_reason).error
-            answered += 0 if _code(error) == "budget" else len(indices)
-            if _code(error) in FAILURES:
+            answered += 0 if error_code(error) == "budget" else len(indices)
+            if error_code(error) in FAILURES:
                 failures[error or ""] += len(indices)
                 self._stop_if_useless(answered, failures)
 
@@ -165,9 +165,9 @@ class ReflectionTransform:
         for batch in dataset.with_format("arrow").iter(1000):
             columns = self._columns(batch)
             for parent in self._parents(columns):
-                error = columns["error"][parent.position] or ""
+                error = columns["error"][parent.position]
                 chat = parent.chat
-                if chat is None and guess_missing and error.startswith(("budget:", "teacher:")) and last:
+                if chat is None and guess_missing and error_code(error) in WAITING and last:
                     # another text of the same length: equal chats are asked once
                     chat = [*last[:-1], {**last[-1], "content": last[-1]["content"][:-1] + "\x00"}]
                 if chat is not None:
@@ -258,21 +258,18 @@ class ReflectionTransform:
 
         result = table.take(pa.array(taken, pa.int64()))
         for name, values in out.items():
-            array = pa.array(values, _SCHEMA.field(name).type)
-            index = result.schema.get_field_index(name)
             field = _SCHEMA.field(name)
-            result = result.append_column(field, array) if index < 0 else result.set_column(index, field, array)
+            result = put_column(result, field, pa.array(values, field.type))
         keep = pa.array([not is_fresh for is_fresh in fresh])
         for name in (*SCORE_COLUMNS, "coherence"):  # another version's scores are not this one's
             if name in result.column_names:
-                index = result.schema.get_field_index(name)
                 column = pc.if_else(keep, result[name], pa.scalar(None, result[name].type))
-                result = result.set_column(index, result.schema.field(name), column)
+                result = put_column(result, result.schema.field(name), column)
         return result
 
     def _check_failures(self, errors: list[str | None]) -> None:
-        self._answered += sum(_code(error) != "budget" for error in errors)
-        self._failures.update(error for error in errors if error and _code(error) in FAILURES)
+        self._answered += sum(error_code(error) != "budget" for error in errors)
+        self._failures.update(error for error in errors if error and error_code(error) in FAILURES)
         self._stop_if_useless(self._answered, self._failures)
 
     def _stop_if_useless(self, answered: int, failures: Counter[str]) -> None:
@@ -282,7 +279,7 @@ class ReflectionTransform:
             return
         codes: Counter[str] = Counter()
         for error, count in failures.items():
-            codes[_code(error)] += count
+            codes[error_code(error)] += count
         reasons = ", ".join(f"{count} {code}" for code, count in codes.most_common())
         raise TeacherError(
             f"{failed} of {answered} replies to the {self.part} reflection are unusable ({reasons}), more than "
@@ -290,10 +287,6 @@ class ReflectionTransform:
             "Mend the cause (a larger `max_tokens`, another model or prompt), or raise `max_failure_rate`. Replies "
             "that came are in the ledger."
         )
-
-
-def _code(error: str | None) -> str:
-    return (error or "").split(":")[0]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from .errors import DataError, SettingsError
-from .pairs import KEY_COLUMNS, PAIR_FEATURES, is_usable
+from .pairs import KEY_COLUMNS, PAIR_FEATURES, WAITING, error_code, is_usable
 
 T = TypeVar("T")
 _POLL = 0.2  # seconds
@@ -144,7 +144,12 @@ class Run:
 
     def drop(self, table: str) -> None:
         """Rank 0: remove a table, and what was made from it."""
-        for name in list(self.GUARDS)[list(self.GUARDS).index(table) :]:
+        shutil.rmtree(self.folder / table, ignore_errors=True)
+        self._drop_made_from(table)
+
+    def _drop_made_from(self, table: str) -> None:
+        tables = list(self.GUARDS)
+        for name in tables[tables.index(table) + 1 :]:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def save(self, table: str, dataset: Dataset) -> None:
@@ -157,8 +162,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         dataset.save_to_disk(part)
         (part / "made_with.json").write_text(json.dumps(made_with))
-        for name in list(self.GUARDS)[list(self.GUARDS).index(table) + 1 :]:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._drop_made_from(table)
         if (self.folder / table).exists():
             (self.folder / table).rename(old)
         part.rename(self.folder / table)
@@ -236,7 +240,7 @@ def weights_digest(model: str) -> str | None:
 
 def is_complete(candidates: Dataset) -> bool:
     """Whether no version waits for the teacher, who failed or whose budget was used up."""
-    return not any(error and error.startswith(("teacher:", "budget:")) for error in candidates["error"][:])
+    return not any(error_code(error) in WAITING for error in candidates["error"][:])
 
 
 def describe_candidates(candidates: Dataset) -> dict[str, Any]:
@@ -247,7 +251,7 @@ def describe_candidates(candidates: Dataset) -> dict[str, Any]:
         if is_usable(instruction, response):
             usable += variant != "original"
         else:
-            codes[(error or "unknown").split(":")[0]] += 1
+            codes[error_code(error) or "unknown"] += 1
     return {
         "rows": variants["original"],
         "versions": len(candidates),

@@ -13,10 +13,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from .errors import SettingsError
-from .pairs import LOSS_COLUMNS, SCORE_COLUMNS, as_table, is_usable, require_columns
+from .pairs import LOSS_COLUMNS, SCORE_COLUMNS, as_table, is_usable, put_column, require_columns
 from .templates import StudentTemplate
 
 if TYPE_CHECKING:
@@ -137,10 +137,7 @@ class StudentScorer:
             pa.table({"row": pa.array(range(len(dataset)))}),
             _finite({key: loss for part in parts for key, loss in part.items()}),
         )
-        result = dataset.remove_columns([name for name in SCORE_COLUMNS if name in dataset.column_names])
-        for name in SCORE_COLUMNS:
-            result = result.add_column(name, scores[name].combine_chunks())
-        return result
+        return replace_scores(dataset, scores.to_pydict())
 
     def _losses(
         self, passes: list[_Pass], agree: Callable[[int], int] = lambda count: count
@@ -255,11 +252,16 @@ def _with_scores(table: pa.Table, losses: dict[tuple[int, str], float]) -> pa.Ta
     columns["ifd"] = ratio("loss_response_given_instruction", "loss_response")
     columns["r_ifd"] = ratio("loss_instruction_given_response", "loss_instruction")
     for name, values in columns.items():
-        array = pa.array(values, pa.float64())
-        index = table.schema.get_field_index(name)
-        field = pa.field(name, pa.float64())
-        table = table.append_column(field, array) if index < 0 else table.set_column(index, field, array)
+        table = put_column(table, pa.field(name, pa.float64()), pa.array(values, pa.float64()))
     return table
+
+
+def replace_scores(dataset: Dataset, scores: dict[str, list[float | None]]) -> Dataset:
+    """The dataset with these values, by name, as its six score columns."""
+    result = dataset.remove_columns([name for name in SCORE_COLUMNS if name in dataset.column_names])
+    for name in SCORE_COLUMNS:
+        result = result.add_column(name, scores[name], feature=Value("float64"))
+    return result
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         self.ledger = str(self.ledger)
-        self._stats = _no_stats()
+        self._stats = no_stats()
         if self.on_budget not in ("stop", "raise"):
             raise SettingsError(f'`on_budget` is "stop" or "raise", not {self.on_budget!r}.')
         if self.max_cost is not None and None in (self.price_per_million_input, self.price_per_million_output):
@@ -88,7 +88,7 @@ class Teacher:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _stats=_no_stats())
+        self.__dict__.update(state, _stats=no_stats())
 
     @property
     def stats(self) -> dict[str, float]:
@@ -129,7 +129,7 @@ class Teacher:
                     missing.append(key)
             del known
             if missing:
-                largest = max(self._question(key, chats[places[key][0]]).tokens for key in missing)
+                largest = max(_most_prompt_tokens(chats[places[key][0]]) for key in missing) + self.max_tokens
                 questions = (self._question(key, chats[places[key][0]]) for key in missing)
                 asking = Asking(self, ledger, lambda key, reply: on_reply(places[key], reply), largest)
                 run(asking.all(questions, len(missing)))
@@ -199,7 +199,7 @@ class Teacher:
         unique = {self.key(chat): chat for chat in chats}
         with Ledger(self.ledger) as ledger:
             known = ledger.get(unique)
-            count, _, mean_completion = ledger.mean_tokens(self.model)
+            count, mean_completion = ledger.mean_tokens(self.model)
         todo = [chat for key, chat in unique.items() if key not in known]
         prompt = sum(_bytes(chat) // 4 for chat in todo)
         each = mean_completion if count >= ENOUGH_REPLIES else min(GUESSED_COMPLETION_TOKENS, self.max_tokens)
@@ -213,13 +213,19 @@ class Teacher:
         }
 
     def _question(self, key: str, chat: Chat) -> Question:
-        prompt = _bytes(chat) + 16 * len(chat)  # no tokenizer makes more tokens than bytes
+        prompt = _most_prompt_tokens(chat)
         return Question(key, self.request(chat), prompt + self.max_tokens, self.cost(prompt, self.max_tokens))
+
+
+def _most_prompt_tokens(chat: Chat) -> int:
+    """No tokenizer makes more tokens than bytes, and 16 a message cover what a chat template adds."""
+    return _bytes(chat) + 16 * len(chat)
 
 
 def _bytes(chat: Chat) -> int:
     return sum(len(message["content"].encode()) for message in chat)
 
 
-def _no_stats() -> dict[str, float]:
+def no_stats() -> dict[str, float]:
+    """The keys of `stats`, nothing done yet."""
     return {"asked": 0, "reused": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}

@@ -31,6 +31,12 @@ class _TextTemplate:
     after: str
     system: str = ""
 
+    def opening(self, turns: list[dict[str, str]]) -> tuple[str, list[dict[str, str]]]:
+        """What stands before the first turn, the row's own system message if it has one; and the turns without it."""
+        if turns and turns[0]["role"] == "system":
+            return turns[0]["content"] + (" " if self.system else "\n\n"), turns[1:]
+        return self.system, turns
+
 
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -164,9 +170,7 @@ class StudentTemplate:
             return [], rendered, (start, len(rendered) - (len(without) - start - len(_MARK)))
 
         template = TEMPLATES[self.name]
-        system = template.system
-        if turns and turns[0]["role"] == "system":
-            system, turns = turns[0]["content"] + (" " if template.system else "\n\n"), turns[1:]
+        system, turns = template.opening(turns)
         before: list[int] = []
         for user, assistant in zip(turns[::2], turns[1::2], strict=True):
             text = ("" if before else system) + template.before + user["content"] + template.after
@@ -266,10 +270,7 @@ def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
     shape = TEMPLATES[template]
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
-        turns = list(row.get("history") or [])
-        prompt = shape.system
-        if turns and turns[0]["role"] == "system":
-            prompt = turns.pop(0)["content"] + (" " if shape.system else "\n\n")
+        prompt, turns = shape.opening(row.get("history") or [])
         for user, assistant in zip(turns[::2], turns[1::2], strict=True):
             prompt += f"{shape.before}{user['content']}{shape.after}{assistant['content']}</s>"
         prompt += shape.before + question(row["instruction"], row["input"]) + shape.after
