@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .asking import Reply as Reply
     from .callback import SelectionCallback as SelectionCallback
     from .errors import BudgetExceeded as BudgetExceeded
     from .errors import ReflectError as ReflectError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .selection import select as select
     from .selection import select_top as select_top
     from .teacher import Teacher as Teacher
+    from .teacher.replies import Reply as Reply
     from .templates import to_messages as to_messages
     from .templates import to_prompt_completion as to_prompt_completion
     from .templates import to_training_ids as to_training_ids
@@ -32,7 +32,7 @@ _HOME = {
     "ReflectError": "errors",
     "ReflectionPrompt": "prompts",
     "ReflectionTransform": "reflection",
-    "Reply": "asking",
+    "Reply": "teacher.replies",
     "SelectionCallback": "callback",
     "StudentScorer": "scoring",
     "Teacher": "teacher",

@@ -26,3 +26,11 @@ class TeacherError(ReflectError, RuntimeError):
 
 class BudgetExceeded(TeacherError):
     """A limit on requests, tokens or money was reached."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM while a teacher was asked: what came back is in the ledger, and it was said how to go on."""
+
+    def __init__(self, number: int):
+        super().__init__("asking was interrupted")
+        self.number = number

@@ -63,6 +63,7 @@ def to_pairs(
     input: str | None = None,
     response: str | None = None,
     row_id: str | None = None,
+    turns: str = "last",
     invalid: str = "raise",
 ) -> Dataset:
     """Turn instruction data of any usual format into the table that every stage of hf_reflect takes.
@@ -74,7 +75,10 @@ def to_pairs(
          (N rows, in the same order), then the other columns
 
     Of a conversation the last exchange is the pair; earlier turns, and a system message, are its `history`. A user
-    turn that nobody answered any more is left out.
+    turn that nobody answered any more is left out. With `turns="all"` every exchange is a pair of its own (N → M
+    rows, in the order in which they were said, the other columns repeated), and `row_id` is `{id}/{n}`: n counts the
+    assistant's turns from 0, id is what `row_id` would be for the last exchange alone. Formats without turns give
+    `{id}/0`.
     `row_id` is the column you name, else a column `id` that is unique and has no nulls (it stays as well), else a hash
     of the content plus its position among equal rows: stable when other rows are added, removed or edited.
 
@@ -84,13 +88,17 @@ def to_pairs(
         input: likewise, of the input.
         response: likewise, of the response.
         row_id: name of the column that identifies a row; unique, without nulls.
-        invalid: "raise" on rows that are no pair, or "drop" them and log how many.
+        turns: "last" makes a pair of a conversation's last exchange, "all" of each.
+        invalid: "raise" on rows that are no pair, or "drop" them and log how many. A conversation is taken or left
+            as a whole.
 
     Raises:
         DataError: unknown columns, reserved column names, rows that are no pair (the first three, and how many).
     """
     if invalid not in ("raise", "drop"):
         raise DataError(f'`to_pairs(invalid=...)` is "raise" or "drop", not {invalid!r}.')
+    if turns not in ("last", "all"):
+        raise DataError(f'`to_pairs(turns=...)` is "last" or "all", not {turns!r}.')
     if not isinstance(dataset, Dataset):
         hint = f"pick a split: `dataset[{next(iter(dataset))!r}]`" if isinstance(dataset, dict) else "load it as one"
         raise DataError(f"`to_pairs` takes a `datasets.Dataset`, not a {type(dataset).__name__}: {hint}.")
@@ -114,28 +122,36 @@ def to_pairs(
     seen: Counter[str] = Counter()
     bad: dict[int, str] = {}
 
-    def convert(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        out: dict[str, list] = {name: [] for name in PAIR_FEATURES}
+    def convert(batch: Any, indices: list[int]) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        origins: list[int] = []  # where in the batch each of these rows comes from
+        texts = {name: batch[name] for name in sorted(consumed)}
         for position, index in enumerate(indices):
-            row = {name: values[position] for name, values in batch.items()}
             try:
-                pair = read(row)
+                pair = read({name: values[position] for name, values in texts.items()})
             except _BadRow as error:
                 bad[index] = str(error)
-                pair = {"instruction": None, "input": "", "response": None, "history": []}
+                continue
             digest = content_hash(pair)
             identifier = f"{digest}-{seen[digest]}" if ids is None else ids[index]
             seen[digest] += 1
-            full = {"row_id": identifier, "variant": "original", "source": "", "critique": None, "error": None, **pair}
-            for name in out:
-                out[name].append(full[name])
-        return out
+            exchanges = [(identifier, pair)]
+            if turns == "all":
+                exchanges = [(f"{identifier}/{n}", exchange) for n, exchange in enumerate(_exchanges(pair))]
+            for key, exchange in exchanges:
+                rows.append({"row_id": key, "variant": "original", "source": "", **exchange})
+                origins.append(position)
+        table = pa.Table.from_pylist(rows, PAIR_FEATURES.arrow_schema)
+        places = pa.array(origins, pa.int64())
+        for name in others:  # as Arrow: neither decoded nor typed anew
+            table = table.append_column(batch.pa_table.schema.field(name), batch.pa_table[name].take(places))
+        return table
 
     pairs = dataset.with_format(None).map(
         convert,
         with_indices=True,
         batched=True,
-        remove_columns=sorted(consumed),
+        batch_size=1000 if turns == "last" else 100,  # histories grow with the square of the turns
         features=features,
         load_from_cache_file=False,
         desc="Reading pairs",
@@ -150,8 +166,7 @@ def to_pairs(
                 "(in a recipe `invalid: drop`)."
             )
         logger.warning("`to_pairs` left out rows: %s%s", found, "; …" * (len(bad) > 3))
-        pairs = pairs.select([index for index in range(len(pairs)) if index not in bad])
-    return pairs.select_columns(list(features))
+    return pairs
 
 
 def content_hash(pair: dict[str, Any]) -> str:
@@ -299,8 +314,19 @@ def _conversation(turns: Any, column: str) -> dict[str, Any]:
             )
     if len(history) - start < 2:
         raise _BadRow(f"column `{column}`: no user turn with an answer")
-    user, assistant = history[-2:]
-    return {"instruction": user["content"], "input": "", "response": assistant["content"], "history": history[:-2]}
+    return _last_exchange(history)
+
+
+def _last_exchange(turns: list[dict[str, str]]) -> dict[str, Any]:
+    *history, user, assistant = turns
+    return {"instruction": user["content"], "input": "", "response": assistant["content"], "history": history}
+
+
+def _exchanges(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every exchange of a conversation as a pair of its own, given the last one with its history."""
+    history = pair["history"]
+    start = 1 if history and history[0]["role"] == "system" else 0
+    return [*(_last_exchange(history[: n + 2]) for n in range(start, len(history), 2)), pair]
 
 
 def _ids(values: Iterable[Any], column: str, required: bool) -> list[str] | None:

@@ -1,14 +1,17 @@
-"""What the teacher is asked and how its reply is read: criteria, template and parser side by side.
+"""What the teacher is asked and what shape its reply has: criteria, template and form side by side.
 
 Texts after arXiv 2402.10110, Figures 4 and 5. Ledger keys hang on them: a changed character asks everything again.
 """
 
-import re
-from collections import deque
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any
+
+from .errors import SettingsError
+from .parsing import Rewrite as Rewrite
+from .parsing import is_end_tag, read_json, read_tagged, withheld
 
 INSTRUCTION_CRITERIA = (
     "Complexity of the Topic",
@@ -20,34 +23,67 @@ INSTRUCTION_CRITERIA = (
 RESPONSE_CRITERIA = ("Helpfulness", "Relevance", "Accuracy", "Level of Details")
 
 _PAIR = "{history}[Instruction]\n{instruction}\n\n{input}[The Start of Answer]\n{response}\n[The End of Answer]\n\n"
-
-
-class Rewrite(NamedTuple):
-    """A reply, read. Where `error` is set nothing else is, but perhaps the critique."""
-
-    instruction: str | None = None
-    response: str | None = None
-    critique: str | None = None
-    error: str | None = None
+_FIELDS = ("history", "instruction", "input", "response", "instruction_criteria", "response_criteria")
+_SAMPLE = Rewrite(
+    instruction="Say which rivers of Europe cross the most borders, and why.",
+    response="The Danube: it touches ten countries on its way from the Black Forest to the Black Sea.",
+    critique="It is thin, and names no country.",
+)
 
 
 @dataclass(frozen=True)
 class ReflectionPrompt:
     """How a teacher is asked to rewrite a pair, and how its reply is read.
 
-    `user` is a `str.format` template with `{history}`, `{instruction}`, `{input}`, `{response}`, and, if wanted,
-    `{instruction_criteria}` and `{response_criteria}`; history and input bring their own block, or nothing.
-    The reply is expected to hold one section a tag, `[tag] text [End]`. With two tags these are the new instruction
-    and the answer to it, with one the better answer.
+    The reply is expected to hold one section a tag, `[tag] text [end]`. With two tags these are the new instruction
+    and the answer to it, with one the better answer. With a `schema` in place of tags it is a JSON object.
+
+    Args:
+        system: the system message.
+        user: a `str.format` template with `{instruction}`, `{response}` and, if wanted, `{history}`, `{input}`,
+            `{instruction_criteria}`, `{response_criteria}`; history and input bring their own block, or nothing.
+        tags: one or two, in the order in which the teacher is to write them.
+        instruction_criteria: listed where `{instruction_criteria}` stands.
+        response_criteria: listed where `{response_criteria}` stands.
+        end: the tag that closes a section; `[End]` and its like stay readable under any other.
+        input_block: template around a pair's `{input}`, where it has one.
+        history_block: template around the earlier `{turns}`, where there are some.
+        example: a reply as the teacher would write it; what `render` makes unless given. It must be readable.
+        schema: JSON schema of the reply, an object with the text properties `response`, perhaps `instruction`, and
+            `critique`.
+
+    Raises:
+        SettingsError: a template has unknown fields or lacks one; tags are missing, too many or alike; or the parser
+            cannot read the example.
 
     Source: arXiv 2402.10110, section 3.1.
     """
 
     system: str
     user: str
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] = ()
     instruction_criteria: tuple[str, ...] = INSTRUCTION_CRITERIA
     response_criteria: tuple[str, ...] = RESPONSE_CRITERIA
+    end: str = "End"
+    input_block: str = "[The Start of Input]\n{input}\n[The End of Input]\n\n"
+    history_block: str = "[The Start of Conversation]\n{turns}\n[The End of Conversation]\n\n"
+    example: str | None = None
+    schema: dict[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        _check_template("user", self.user, _FIELDS, needed=("instruction", "response"))
+        _check_template("input_block", self.input_block, ("input",), needed=("input",))
+        _check_template("history_block", self.history_block, ("turns",))
+        if self.schema is None:
+            self._check_tags()
+        elif self.tags:
+            raise SettingsError("A reply is read by `tags` or as JSON by `schema`: give one of them, not both.")
+        elif "response" not in self._properties:
+            raise SettingsError(
+                f"`schema` has the properties {sorted(self._properties)}, but the rewrite is read from `response` (and "
+                "`instruction`, where that is rewritten too). Add it to the schema's `properties`."
+            )
+        self._check_example()
 
     def chat(
         self, instruction: str, response: str, input: str = "", history: Iterable[dict[str, str]] = ()
@@ -55,9 +91,9 @@ class ReflectionPrompt:
         """The messages that ask for a rewrite of this pair."""
         turns = "\n".join(f"{turn['role'].upper()}: {turn['content']}" for turn in history or ())
         user = self.user.format(
-            history=f"[The Start of Conversation]\n{turns}\n[The End of Conversation]\n\n" if turns else "",
+            history=self.history_block.format(turns=turns) if turns else "",
             instruction=instruction,
-            input=f"[The Start of Input]\n{input}\n[The End of Input]\n\n" if input else "",
+            input=self.input_block.format(input=input) if input else "",
             response=response,
             instruction_criteria=_listed(self.instruction_criteria),
             response_criteria=_listed(self.response_criteria),
@@ -68,158 +104,159 @@ class ReflectionPrompt:
         """Read a reply to the character, or say why it cannot be used; never raises.
 
         `error` is one of `truncated: …` (the reply hit its token limit), `refused: …`, `unparsed: …` (a section is
-        missing or empty), `placeholder: …` (the prompt's own words came back).
+        missing, empty, or cannot be told from others), `placeholder: …` (the prompt's own words came back).
         """
-        text = _THINKING.sub("", text.replace("\r\n", "\n"), count=1)
-        if (stray := _THINKING_END.match(text)) and self._tag_spans(text[stray.end() :]):
-            text = text[stray.end() :]  # a chat template kept the opening tag for itself
-        if finish_reason == "length":
-            return Rewrite(error="truncated: the reply was cut off at the token limit")
-        if finish_reason == "content_filter":
-            return Rewrite(error="refused: the endpoint's content filter withheld the reply")
-        spans = self._tag_spans(text)
-        if spans is None:
-            if _REFUSAL.match(text.strip()):
-                return Rewrite(error=f"refused: {_shortened(text)}")
-            found = " and ".join(f"[{tag}]" for tag in self.tags)
-            return Rewrite(error=f"unparsed: no {found} in the reply: {_shortened(text) or 'it is empty'}")
-        critique = text[: spans[0][0]].strip() or None
-        ends = [start for start, _ in spans[1:]] + [len(text)]
-        sections = []
-        for tag, (_, start), end in zip(self.tags, spans, ends, strict=True):
-            again = islice(re.finditer(_OPENS_A_LINE + _tag(tag), text[start:end]), 9)
-            if any(not _in_code(text[start:end], match.start()) for match in again):
-                return Rewrite(critique=critique, error=f"unparsed: [{tag}] opens more than one section")
-            # "Here is a new and more detailed answer:" is the teacher speaking, not the answer
-            section = _PREAMBLE.sub("", _until_end_tag(text[start:end]), count=1)
-            if not section:
-                return Rewrite(critique=critique, error=f"unparsed: nothing stands behind [{tag}]")
-            if len(section) < 60 and _PLACEHOLDER.fullmatch(section):
-                return Rewrite(critique=critique, error=f"placeholder: [{tag}] holds only {section!r}")
-            if len(section) < 400 and _REFUSAL.match(section):
-                return Rewrite(critique=critique, error=f"refused: {_shortened(section)}")
-            sections.append(section)
-        return Rewrite(sections[0] if len(sections) > 1 else None, sections[-1], critique)
+        if error := withheld(finish_reason):
+            return Rewrite(error=error)
+        if self.schema is not None:
+            return read_json(text, self._parts)
+        return read_tagged(text, self.tags, self.end, asked=self.user)
 
-    def _tag_spans(self, text: str) -> list[tuple[int, int]] | None:
-        """(start, end) of each tag in order, None if one is missing.
+    def render(self, rewrite: Rewrite) -> str:
+        """A reply as the teacher should write it: the critique, then each section; `parse` reads it back."""
+        values = [getattr(rewrite, part) or "" for part in self._parts]
+        if self.schema is not None:
+            reply = {"critique": rewrite.critique or ""} if "critique" in self._properties else {}
+            return json.dumps(reply | dict(zip(self._parts, values, strict=True)), ensure_ascii=False, indent=2)
+        sections = [f"[{tag}]\n{value}\n[{self.end}]" for tag, value in zip(self.tags, values, strict=True)]
+        return "\n\n".join([rewrite.critique, *sections] if rewrite.critique else sections)
 
-        A tag that opens a line is a section's. One amid a sentence is talked about, and counts only where no other is.
-        """
-        spans: list[tuple[int, int]] = []
-        limit = len(text)
-        for tag in reversed(self.tags):
-            # the first that opens a line, since an answer may quote its tag; else the last of those amid sentences
-            found = re.search(_OPENS_A_LINE + _tag(tag), text[:limit])
-            if found is None:
-                found = next(iter(deque(re.finditer("(?i)[*_]?" + _tag(tag), text[:limit]), maxlen=1)), None)
-            if found is None:
-                return None
-            # what closes a bold tag belongs to it; after a plain one a ** opens the answer
-            closing = _BOLD_TAG_END if re.search("[*_]", found.group()) else _TAG_END
-            tail = closing.match(text, found.end())
-            spans.insert(0, (found.start(), tail.end() if tail else found.end()))
-            limit = found.start()
-        return spans
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """What an OpenAI-compatible endpoint takes as `response_format` to enforce the schema; None without one."""
+        if self.schema is None:
+            return None
+        closed = {"type": "object", "required": list(self._properties), "additionalProperties": False}
+        return {
+            "type": "json_schema",
+            "json_schema": {"name": "rewrite", "strict": True, "schema": self.schema | closed},
+        }
+
+    @property
+    def _properties(self) -> dict[str, Any]:
+        return (self.schema or {}).get("properties", {})
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """What a reply brings, in order."""
+        both = "instruction" in self._properties if self.schema is not None else len(self.tags) > 1
+        return ("instruction", "response") if both else ("response",)
+
+    def _check_tags(self) -> None:
+        tags = self.tags
+        if isinstance(tags, str) or len(tags) not in (1, 2):
+            raise SettingsError(
+                f"`tags` is {tags!r}, but a reply has one section (the better answer) or two (the new instruction, the "
+                'answer to it). Give a tuple of one or two tags, such as ("Better Answer",).'
+            )
+        for name, tag in [*(("tags", tag) for tag in tags), ("end", self.end)]:
+            if not tag.strip():
+                raise SettingsError(f"`{name}` holds the empty tag {tag!r}, which opens every line. Give it a name.")
+        folded = [" ".join(tag.casefold().split()) for tag in tags]
+        if len(set(folded)) < len(folded):
+            raise SettingsError(
+                f"`tags` holds [{tags[0]}] twice, so nobody could tell its sections apart. Rename one."
+            )
+        for tag, name in zip(tags, folded, strict=True):
+            if name == " ".join(self.end.casefold().split()) or is_end_tag(tag):
+                raise SettingsError(f"[{tag}] is in `tags`, but closes a section (`end` is {self.end!r}). Rename it.")
+
+    def _check_example(self) -> None:
+        rewrite = self.parse(self.example if self.example is not None else self.render(_SAMPLE))
+        read = tuple(getattr(rewrite, part) for part in self._parts)
+        if rewrite.error is None and (self.example or read == tuple(getattr(_SAMPLE, part) for part in self._parts)):
+            return
+        form = "a JSON object with " + " and ".join(f"`{part}`" for part in self._parts)
+        if self.schema is None:
+            form = " ".join(f"[{tag}] … [{self.end}]" for tag in self.tags)
+        raise SettingsError(
+            f"This prompt cannot read its own example: {rewrite.error or f'it took {read}'}. It reads {form}: write "
+            + ("the `example` so, or change `tags` and `end` to what it uses." if self.example else "plainer tags.")
+        )
+
+
+def _check_template(name: str, template: str, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
+    fields = ", ".join(f"{{{field}}}" for field in known)
+    try:
+        used = {part for _, part, _, _ in Formatter().parse(template) if part is not None}
+        unknown = sorted(used - set(known))
+        if not unknown:
+            template.format(**dict.fromkeys(known, ""))
+    except (ValueError, LookupError, AttributeError) as error:
+        raise SettingsError(
+            f"`{name}` is no template that `str.format` takes: {error}. Double the braces that stand for themselves "
+            f"({{{{ and }}}}); its fields are {fields}."
+        ) from None
+    if unknown:
+        listed = ", ".join(f"{{{field}}}" for field in unknown)
+        raise SettingsError(
+            f"`{name}` uses {listed}, but its fields are {fields}. Rename it, or double the braces ({{{{ and }}}}) of "
+            "text that is no field."
+        )
+    if missing := [field for field in needed if field not in used]:
+        raise SettingsError(
+            f"`{name}` lacks {{{missing[0]}}}, so the teacher would never see it. Its fields are {fields}."
+        )
 
 
 def _listed(criteria: tuple[str, ...]) -> str:
     return " and ".join(part for part in (", ".join(criteria[:-1]), criteria[-1]) if part)
 
 
-# Quantifiers that could fight over the same characters are possessive or bounded: hostile text takes linear time.
-_OPENS_A_LINE = r"(?im)^[#>*_ \t]*+(?:(?:\d{1,2}[.)]|[-•])[#>*_ \t]*+)?"
-_TAG_END, _BOLD_TAG_END = re.compile("[:：]?"), re.compile("[*_:：]{0,4}")
-_END = re.compile(r"(?i)(?:#{1,6} )?[*_#]{0,6}\[[ \t]*+/?[ \t]*+(?:the )?end(?: of [^\]\n]{0,40})?[ \t]*+\][*_]{0,6}")
-_LINE_ENDS = re.compile(r"[ \t]*+(?:\n|\Z)")
-_FENCE = re.compile(r"(?m)^[ \t]*+```")
-_THINKING = re.compile(r"(?is)\A\s*+<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)")
-_THINKING_END = re.compile(r"(?is)\A(?:(?!<think).)*?</think(?:ing)?>")
-_REFUSAL = re.compile(
-    r"(?i)(?:(?:i['’]m|i am) (?:very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)?[,.!]? ?(?:but )?"
-    r"(?:as an ai[^.\n]{0,60}?, )?(?:i(?:['’]m| am) (?:unable|not able) to|"
-    r"i (?:can(?:['’]t|not| not)|won['’]t|will not)) (?:\w+ ){0,2}?"
-    r"(?:help(?! but)|assist|answer|provide|comply|fulfil|fulfill|complete|do that|do this|generate|create|write|"
-    r"rewrite|continue|discuss|engage|support)\b"
+def _schema(*keys: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {key: {"type": "string"} for key in keys},
+        "required": list(keys),
+        "additionalProperties": False,
+    }
+
+
+_INSTRUCTION_SYSTEM = "You are a helpful, precise but picky assistant for checking the quality of a given instruction."
+_INSTRUCTION_TASK = (
+    _PAIR + "We would like you to answer several questions related to the quality of a given instruction.\n\n"
+    "1. Why this instruction is not good? First analyze the instruction based on the {instruction_criteria}. "
+    "Then analyze why this answer is not good for the given instruction based on the {response_criteria}. "
+    "Finally, analyze why this bad instruction leads to a bad answer.\n\n"
+    "2. Based on the reason you provided, generate a new and complete instruction that is complex and difficult "
+    "to answer directly. Make sure the new instruction is relevant but independent to the original instruction, "
+    "which can be answered without knowing the original instruction"
 )
-_PLACEHOLDER = re.compile(
-    r"(?i)[\W_]*(?:(?:your|the|my|insert)?[ ]?(?:new |better |own )?(?:instruction|answer)(?: here)?|n/?a|none|tbd)?"
-    r"[\W_]*"
+_INSTRUCTION_ANSWER = "3. Answer the newly generated instruction as detailed as possible"
+_RESPONSE_SYSTEM = (
+    "You are a helpful, precise but picky assistant for checking the quality of the answer to a given instruction."
 )
-_PREAMBLE = re.compile(
-    r"(?i)\A(?:(?:sure|certainly|of course)[,.!:]? )?[*_]{0,3}"
-    r"(?:(?:here(?: is|['’]s)|below is|this is) (?:(?:a|an|the|my|your) )?"
-    r"(?:(?:and|much|very|more|new|better|best|improved|revised|updated|enhanced|detailed|complete|complex|"
-    r"challenging|comprehensive|thorough|accurate|helpful|possible),? ){1,8}(?:version of the )?"
-    r"(?:answer|response|instruction)"
-    r"(?: to (?:the|your|this) (?:given |original |new |above )?(?:instruction|question|prompt))?"
-    r"|(?:new|better|improved|revised) (?:answer|response|instruction))[*_]{0,3}:[*_]{0,3}(?:\s++|\Z)"
+_RESPONSE_TASK = (
+    _PAIR + "We would like you to answer several questions related to the quality of the answer to the given "
+    "instruction.\n\n"
+    "1. Why this answer is not good for the given instruction? Analyze based on the {response_criteria}.\n\n"
+    "2. Based on the reason you provided, generate a better answer, new and complete, as detailed as possible"
 )
-
-
-def _tag(tag: str) -> str:
-    return r"\[[ \t]*+" + r"[ \t]+".join(map(re.escape, tag.split())) + r"[ \t]*+\]"
-
-
-def _code_blocks(section: str) -> list[tuple[int, int]]:
-    """Where fenced code stands; a last fence without a partner opens none."""
-    fences = [match.start() for match in _FENCE.finditer(section)]
-    return list(zip(fences[::2], fences[1::2], strict=False))
-
-
-def _in_code(section: str, place: int) -> bool:
-    return any(start < place < end for start, end in _code_blocks(section))
-
-
-def _until_end_tag(section: str) -> str:
-    """The text up to its [End]; all of it where there is none.
-
-    Of several outside code blocks the last that closes its line, else the last; of ends in a row the first.
-    """
-    blocks = deque(_code_blocks(section))
-    last = closing = None
-    closing_end = 0
-    for match in _END.finditer(section):
-        while blocks and blocks[0][1] < match.start():
-            blocks.popleft()
-        if blocks and blocks[0][0] < match.start():
-            continue
-        last = match.start()
-        if _LINE_ENDS.match(section, match.end()):
-            if closing is None or section[closing_end : match.start()].strip():
-                closing = match.start()
-            closing_end = match.end()
-    return section[: last if closing is None else closing].strip()
-
-
-def _shortened(text: str, length: int = 100) -> str:
-    line = " ".join(text[: 4 * length].split())
-    return line if len(line) <= length else line[: length - 1] + "…"
-
 
 PROMPTS = {
     "instruction": ReflectionPrompt(
-        system="You are a helpful, precise but picky assistant for checking the quality of a given instruction.",
-        user=_PAIR + "We would like you to answer several questions related to the quality of a given instruction.\n\n"
-        "1. Why this instruction is not good? First analyze the instruction based on the {instruction_criteria}. "
-        "Then analyze why this answer is not good for the given instruction based on the {response_criteria}. "
-        "Finally, analyze why this bad instruction leads to a bad answer.\n\n"
-        "2. Based on the reason you provided, generate a new and complete instruction that is complex and difficult "
-        "to answer directly. Make sure the new instruction is relevant but independent to the original instruction, "
-        "which can be answered without knowing the original instruction, put the new instruction in the format of "
-        "[New Instruction] your instruction [End]\n\n"
-        "3. Answer the newly generated instruction as detailed as possible, in the format of "
-        "[New Answer] your answer [End]",
+        system=_INSTRUCTION_SYSTEM,
+        user=f"{_INSTRUCTION_TASK}, put the new instruction in the format of [New Instruction] your instruction [End]"
+        f"\n\n{_INSTRUCTION_ANSWER}, in the format of [New Answer] your answer [End]",
         tags=("New Instruction", "New Answer"),
     ),
     "response": ReflectionPrompt(
-        system="You are a helpful, precise but picky assistant for checking the quality of the answer to a given "
-        "instruction.",
-        user=_PAIR + "We would like you to answer several questions related to the quality of the answer to the given "
-        "instruction.\n\n"
-        "1. Why this answer is not good for the given instruction? Analyze based on the {response_criteria}.\n\n"
-        "2. Based on the reason you provided, generate a better answer, new and complete, as detailed as possible, in "
-        "the format of [Better Answer] your answer [End]",
+        system=_RESPONSE_SYSTEM,
+        user=f"{_RESPONSE_TASK}, in the format of [Better Answer] your answer [End]",
         tags=("Better Answer",),
+    ),
+    "instruction-json": ReflectionPrompt(
+        system=_INSTRUCTION_SYSTEM,
+        user=f"{_INSTRUCTION_TASK}.\n\n{_INSTRUCTION_ANSWER}.\n\n"
+        'Reply with one JSON object and nothing else. Its keys are "critique" (your answer to 1), "instruction" (the '
+        'new instruction of 2) and "response" (the answer of 3); each value is a string.',
+        schema=_schema("critique", "instruction", "response"),
+    ),
+    "response-json": ReflectionPrompt(
+        system=_RESPONSE_SYSTEM,
+        user=f"{_RESPONSE_TASK}.\n\n"
+        'Reply with one JSON object and nothing else. Its keys are "critique" (your answer to 1) and "response" (the '
+        "better answer of 2); each value is a string.",
+        schema=_schema("critique", "response"),
     ),
 }

@@ -1,33 +1,50 @@
 """The transform: a teacher rewrites one part of every pair, inside `datasets.map`."""
 
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .asking import Reply
 from .errors import SettingsError, TeacherError
+from .ledger import Ledger, request_key
 from .pairs import PAIR_FEATURES, SCORE_COLUMNS, WAITING, as_table, error_code, is_usable, put_column, require_columns
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats
+from .teacher.estimate import ENOUGH_REPLIES, Estimate
+from .teacher.replies import Reply
+from .teacher.stream import Ask, Verdict, size
 
-# Errors that say something about the teacher or its settings; `unchanged`, `parent` and `budget` do not.
+# Errors that say something about the teacher or its settings; `unchanged`, `check`, `parent` and `budget` do not.
 FAILURES = ("teacher", "truncated", "refused", "unparsed", "placeholder")
 CHECKED_FROM = 50  # answered rows
+WARMER = 0.7  # temperature at which an unusable reply is asked for again
 _PARENTS = {"instruction": ("original",), "response": ("original", "instruction")}
 _SCHEMA: pa.Schema = PAIR_FEATURES.arrow_schema
 _NEEDED = ("row_id", "variant", "instruction", "input", "response", "error")
+_TEXTS = ("instruction", "input", "response", "history")
+_BATCH = 100  # rows read at once where replies are waited for meanwhile
+
+Accept = Callable[[dict[str, Any], dict[str, Any]], str | None]
 
 
 class _Parent(NamedTuple):
     """A version that this transform reflects on, and where it stands in the batch."""
 
     position: int
+    values: dict[str, Any]  # of the columns of the design's table
     chat: Chat | None  # None where the version is unusable
+
+
+class _Attempt(NamedTuple):
+    """A chat that is asked, for the how-manieth time, and what its first reply came to."""
+
+    parent: _Parent
+    number: int = 0
+    first: Rewrite | None = None
 
 
 class ReflectionTransform:
@@ -51,14 +68,22 @@ class ReflectionTransform:
         source: who wrote the rewrites, as the column says; the teacher's model name unless given.
         keep_parent: False rewrites in place (N rows in, N out), as V1 does: an unusable rewrite leaves the parent's
             text, with the `error` beside it.
+        retry_unusable: how often a reply that came but cannot be used is asked for again, with temperature 0.7 and a
+            seed of its own; the first usable one is kept.
+        accept: a check of your own: called with parent and rewrite, as dicts of the table's columns, it returns None
+            or why the rewrite is not accepted (`check: …`). `hf_reflect.checks` has ready ones.
 
     Raises:
         TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of unusable replies,
             checked from the 50th answered row on.
         DataError: a column is missing.
+        SettingsError: in a worker of `map(num_proc=...)` something would have to be asked.
 
     Source: arXiv 2402.10110, section 3.1 and Figures 4 and 5; with `keep_parent=False` arXiv 2310.11716.
     """
+
+    _FIELDS = ("teacher", "part", "prompt", "source", "keep_parent", "retry_unusable", "accept")
+    _may_ask = True
 
     def __init__(
         self,
@@ -67,10 +92,15 @@ class ReflectionTransform:
         prompt: ReflectionPrompt | None = None,
         source: str | None = None,
         keep_parent: bool = True,
+        retry_unusable: int = 0,
+        accept: Accept | None = None,
     ):
         if part not in _PARENTS:
             raise SettingsError(f'`part` is "instruction" or "response", not {part!r}.')
+        if retry_unusable < 0:
+            raise SettingsError(f"`retry_unusable` counts further attempts: 0 or more, not {retry_unusable}.")
         self.teacher, self.part, self.keep_parent = teacher, part, keep_parent
+        self.retry_unusable, self.accept = retry_unusable, accept
         self.prompt = prompt or PROMPTS[part]
         self.source = (
             source if source is not None else getattr(teacher, "model", getattr(teacher, "__name__", "teacher"))
@@ -87,8 +117,7 @@ class ReflectionTransform:
         self._made: deque[tuple[str, str, str]] = deque(maxlen=1000)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("teacher", "part", "keep_parent", "prompt", "source")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._FIELDS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -99,26 +128,77 @@ class ReflectionTransform:
         table = as_table(batch)
         columns = self._columns(table)
         parents = self._parents(columns)
-        asked = [parent for parent in parents if parent.chat is not None]
-        replies = self._replies([parent.chat for parent in asked if parent.chat is not None])
-        rewrites = {
-            parent.position: self._read(columns, parent.position, reply)
-            for parent, reply in zip(asked, replies, strict=True)
-        }
+        rewrites = self._rewrites([parent for parent in parents if parent.chat is not None])
         self._check_failures([rewrite.error for rewrite in rewrites.values()])
         for parent in parents:
             if parent.chat is None:
-                variant, error = columns["variant"][parent.position], columns["error"][parent.position]
+                variant, error = parent.values["variant"], parent.values["error"]
                 rewrites[parent.position] = Rewrite(error=f"parent: its {variant} version is unusable ({error})")
-        return self._written(table, columns, rewrites)
+        return self._written(table, columns, {parent.position: parent for parent in parents}, rewrites)
 
-    def _replies(self, chats: list[Chat]) -> list[Reply]:
-        """Ask the teacher, but not again for what `prefetch` tried in vain: `map` after it only replays."""
-        if not self._failed or not isinstance(self.teacher, Teacher):
-            return self.teacher(chats)
-        keys = [self.teacher.key(chat) for chat in chats]
-        replies = iter(self.teacher([chat for chat, key in zip(chats, keys, strict=True) if key not in self._failed]))
-        return [self._failed[key] if key in self._failed else next(replies) for key in keys]
+    # ---- asking
+
+    def _rewrites(self, parents: list[_Parent]) -> dict[int, Rewrite]:
+        """By position: the rewrite of each, from the ledger or by asking."""
+        if not isinstance(self.teacher, Teacher):
+            return self._from_callable(self.teacher, parents)
+        # equal chats are asked once, but are the children of different rows
+        equal: dict[str, list[_Parent]] = {}
+        for parent in parents:
+            equal.setdefault(request_key(self._request(parent)), []).append(parent)
+        rewrites: dict[int, Rewrite] = {}
+
+        def finish(attempt: _Attempt, rewrite: Rewrite) -> None:
+            group = equal[request_key(self._request(attempt.parent))]
+            rewrites.update({parent.position: rewrite for parent in group})
+
+        asks = []
+        for key, group in equal.items():
+            if key in self._failed:  # what `prefetch` tried in vain is not asked again by the `map` after it
+                finish(_Attempt(group[0]), self._read(group[0], self._failed[key]))
+            else:
+                asks.append(Ask(self._request(group[0]), _Attempt(group[0])))
+        self.teacher.stream(asks, lambda attempt, reply: self._judge(attempt, reply, finish), may_ask=self._may_ask)
+        return rewrites
+
+    def _from_callable(
+        self, teacher: Callable[[list[Chat]], list[Reply]], parents: list[_Parent]
+    ) -> dict[int, Rewrite]:
+        rewrites: dict[int, Rewrite] = {}
+        left = parents
+        for _ in range(1 + self.retry_unusable):
+            if not left:
+                break
+            replies = teacher([parent.chat for parent in left if parent.chat is not None])
+            for parent, reply in zip(left, replies, strict=True):
+                rewrite = self._read(parent, reply)
+                if rewrite.error is None or parent.position not in rewrites:
+                    rewrites[parent.position] = rewrite
+            left = [parent for parent in left if rewrites[parent.position].error is not None]
+        return rewrites
+
+    def _request(self, parent: _Parent, attempt: int = 0) -> dict[str, Any]:
+        """What the ledger knows this attempt by: a further one is warmer, and has a seed."""
+        assert isinstance(self.teacher, Teacher) and parent.chat is not None
+        changes: dict[str, Any] = {"response_format": self.prompt.response_format}
+        if attempt:
+            changes |= {"temperature": WARMER, "seed": attempt}
+        return self.teacher.request(parent.chat, **changes)
+
+    def _judge(self, attempt: _Attempt, reply: Reply, finish: Callable[[_Attempt, Rewrite], None]) -> Verdict:
+        """What a reply comes to; perhaps another attempt."""
+        rewrite = self._read(attempt.parent, reply)
+        if rewrite.error is None or (reply.error and attempt.first is None):
+            finish(attempt, rewrite)
+            return Verdict(unusable=rewrite.error is not None)
+        first = attempt.first or rewrite
+        number = attempt.number + 1
+        if number <= self.retry_unusable and not reply.error:
+            request = self._request(attempt.parent, number)
+            if request_key(request) not in self._failed:
+                return Verdict(True, Ask(request, _Attempt(attempt.parent, number, first)))
+        finish(attempt, first)
+        return Verdict(unusable=True)
 
     def prefetch(self, dataset: Dataset) -> dict[str, float]:
         """Ask everything that `map` over `dataset` would, in one continuous stream into the ledger.
@@ -131,59 +211,100 @@ class ReflectionTransform:
             return no_stats()
         teacher, before = self.teacher, self.teacher.stats
         self._failed.clear()
-        chats = self._chats(dataset)
         answered, failures = 0, Counter[str]()
 
-        def watch(indices: list[int], reply: Reply) -> None:
+        def finish(attempt: _Attempt, rewrite: Rewrite) -> None:
             # Read here only to stop early where replies are useless; `map` reads again.
             nonlocal answered
-            if reply.error:
-                self._failed[teacher.key(chats[indices[0]])] = reply
-            error = reply.error or self.prompt.parse(reply.text, reply.finish_reason).error
-            answered += 0 if error_code(error) == "budget" else len(indices)
-            if error_code(error) in FAILURES:
-                failures[error or ""] += len(indices)
+            answered += error_code(rewrite.error) != "budget"
+            if error_code(rewrite.error) in FAILURES:
+                failures[rewrite.error or ""] += 1
                 self._stop_if_useless(answered, failures)
 
-        teacher.stream(chats, watch)
+        def judge(attempt: _Attempt, reply: Reply) -> Verdict:
+            if reply.error:
+                self._failed[request_key(self._request(attempt.parent, attempt.number))] = reply
+            return self._judge(attempt, reply, finish)
+
+        asks = (
+            Ask(self._request(parent), _Attempt(parent)) for parent in self._walk(dataset) if parent.chat is not None
+        )
+        teacher.stream(asks, judge, self._count(dataset))
         return {name: value - before[name] for name, value in teacher.stats.items()}
 
     def estimate(self, dataset: Dataset) -> dict[str, float]:
         """What `map` over `dataset` would take, asking nothing: calls, reused, prompt_tokens, completion_tokens, cost.
 
         Versions that are not there yet because nobody was asked for them (`budget: …`, `teacher: …`) count as if they
-        were as long as the version above them.
+        related to the version above them as those do that are there; with fewer than 50, as if they were all usable
+        and as long. Further attempts (`retry_unusable`) are not counted.
         """
         if not isinstance(self.teacher, Teacher):
             raise SettingsError("Only a `Teacher` can estimate: a callable knows neither tokens nor prices.")
-        return self.teacher.estimate(self._chats(dataset, guess_missing=True))
+        with Ledger(self.teacher.ledger) as ledger:
+            estimate = Estimate(self.teacher, ledger)
+            above: Chat = []
+            counted: set[str] = set()
+            there = answered = waiting = 0
+            bytes_there = bytes_above = bytes_waiting = 0
 
-    def _chats(self, dataset: Dataset, guess_missing: bool = False) -> list[Chat]:
-        chats: list[Chat] = []
-        last: Chat | None = None
+            def requests() -> Iterator[dict[str, Any]]:
+                nonlocal above, there, answered, waiting, bytes_there, bytes_above, bytes_waiting
+                for parent in self._walk(dataset):
+                    is_child = parent.values["variant"] != "original"
+                    if parent.chat is not None:
+                        if is_child:
+                            there, answered = there + 1, answered + 1
+                            bytes_there, bytes_above = bytes_there + size(parent.chat), bytes_above + size(above)
+                        else:
+                            above = parent.chat
+                        yield self._request(parent)
+                    elif is_child and error_code(parent.values["error"]) in WAITING and above:
+                        key = request_key(self.teacher.request(above))
+                        if key not in counted:  # equal rows have equal children
+                            counted.add(key)
+                            waiting, bytes_waiting = waiting + 1, bytes_waiting + size(above)
+                    else:
+                        answered += is_child
+
+            estimate.add(requests())
+            if waiting:
+                enough = there >= ENOUGH_REPLIES
+                usable, growth = (there / answered, bytes_there / bytes_above) if enough else (1.0, 1.0)
+                estimate.add_guess(above, waiting * usable, bytes_waiting * usable * growth)
+            return estimate.result()
+
+    def _count(self, dataset: Dataset) -> int:
+        """How many versions there are to reflect on."""
+        columns = [name for name in ("variant", "source", "instruction", "response") if name in dataset.column_names]
+        count = 0
+        for batch in dataset.select_columns(columns).with_format("arrow").iter(10_000):
+            mine = pc.is_in(batch["variant"], pa.array(_PARENTS[self.part]))
+            if "source" in columns:
+                mine = pc.and_(mine, pc.is_in(batch["source"], pa.array(["", self.source])))
+            usable = pc.and_(pc.is_valid(batch["instruction"]), pc.is_valid(batch["response"]))
+            count += pc.sum(pc.and_(mine, usable)).as_py() or 0
+        return count
+
+    def _walk(self, dataset: Dataset) -> Iterator[_Parent]:
+        """Everything there is to reflect on, in order; few rows are held at a time."""
         self._made.clear()
-        for batch in dataset.with_format("arrow").iter(1000):
-            columns = self._columns(batch)
-            for parent in self._parents(columns):
-                error = columns["error"][parent.position]
-                chat = parent.chat
-                if chat is None and guess_missing and error_code(error) in WAITING and last:
-                    # another text of the same length: equal chats are asked once
-                    chat = [*last[:-1], {**last[-1], "content": last[-1]["content"][:-1] + "\x00"}]
-                if chat is not None:
-                    chats.append(chat)
-                last = parent.chat or last
+        for batch in dataset.with_format("arrow").iter(_BATCH):
+            yield from self._parents(self._columns(batch))
         self._made.clear()
-        return chats
+
+    # ---- reading and writing tables
 
     def _columns(self, table: pa.Table) -> dict[str, list]:
         """The columns of the design's table as lists; absent `source` and `history` are as of originals."""
         require_columns(table.column_names, _NEEDED, "`ReflectionTransform`")
         empty: dict[str, Any] = {"source": "", "history": [], "critique": None}
-        return {
+        columns = {
             name: table[name].to_pylist() if name in table.column_names else [empty[name]] * len(table)
             for name in PAIR_FEATURES
         }
+        columns["input"] = [text or "" for text in columns["input"]]
+        return columns
 
     def _parents(self, columns: dict[str, list]) -> list[_Parent]:
         keys = list(zip(columns["row_id"], columns["variant"], columns["source"], strict=True))
@@ -191,10 +312,10 @@ class ReflectionTransform:
         for position, (_, variant, source) in enumerate(keys):
             if variant not in _PARENTS[self.part] or source not in ("", self.source):
                 continue
-            values = {name: columns[name][position] for name in ("instruction", "response", "input", "history")}
+            values = {name: columns[name][position] for name in columns}
             usable = is_usable(values["instruction"], values["response"])
-            chat = self.prompt.chat(**values | {"input": values["input"] or ""}) if usable else None
-            parents.append(_Parent(position, chat))
+            chat = self.prompt.chat(**{name: values[name] for name in _TEXTS}) if usable else None
+            parents.append(_Parent(position, values, chat))
         if self.keep_parent:
             made = [(keys[p.position][0], self._child(keys[p.position][1]), self.source) for p in parents]
             existing = {*made, *self._made}
@@ -209,20 +330,34 @@ class ReflectionTransform:
     def _child(self, variant: str) -> str:
         return self.part if variant == "original" else f"{variant}+{self.part}"
 
-    def _read(self, columns: dict[str, list], position: int, reply: Reply) -> Rewrite:
-        """The rewrite in a reply; with the parent's instruction where only the answer is new."""
+    def _read(self, parent: _Parent, reply: Reply) -> Rewrite:
+        """The rewrite in a reply, if it can be used."""
         if reply.error:
             return Rewrite(error=reply.error)
         rewrite = self.prompt.parse(reply.text, reply.finish_reason)
         if rewrite.error:
             return rewrite
-        parent = columns[self.part][position]
-        new = getattr(rewrite, self.part)
-        if new.strip() == parent.strip():
+        if getattr(rewrite, self.part).strip() == parent.values[self.part].strip():
             return Rewrite(critique=rewrite.critique, error=f"unchanged: the {self.part} came back as it was")
+        if self.accept is not None and (words := self.accept(dict(parent.values), self._version(parent, rewrite))):
+            return Rewrite(critique=rewrite.critique, error=f"check: {words}")
         return rewrite
 
-    def _written(self, table: pa.Table, columns: dict[str, list], rewrites: dict[int, Rewrite]) -> pa.Table:
+    def _version(self, parent: _Parent, rewrite: Rewrite) -> dict[str, Any]:
+        """The columns in which a usable rewrite differs from its parent."""
+        return {
+            "variant": self._child(parent.values["variant"]),
+            "source": self.source,
+            "instruction": rewrite.instruction or parent.values["instruction"],
+            "input": "" if rewrite.instruction else parent.values["input"],
+            "response": rewrite.response,
+            "critique": rewrite.critique,
+            "error": None,
+        }
+
+    def _written(
+        self, table: pa.Table, columns: dict[str, list], parents: dict[int, _Parent], rewrites: dict[int, Rewrite]
+    ) -> pa.Table:
         """The batch with its rewrites, all columns, an explicit schema.
 
         A first batch of nulls must not type a column.
@@ -244,16 +379,13 @@ class ReflectionTransform:
             if rewrite is None:
                 continue
             new: dict[str, Any] = {"critique": rewrite.critique, "error": rewrite.error}
-            if rewrite.error and not self.keep_parent:
-                new["critique"] = rewrite.critique or columns["critique"][position]
+            if rewrite.error is None:
+                new = self._version(parents[position], rewrite)
+            elif self.keep_parent:
+                new |= {"variant": self._child(columns["variant"][position]), "source": self.source}
+                new |= {"instruction": None, "input": "", "response": None}
             else:
-                new |= {
-                    "variant": self._child(columns["variant"][position]),
-                    "source": self.source,
-                    "instruction": None if rewrite.error else rewrite.instruction or columns["instruction"][position],
-                    "input": "" if rewrite.error or rewrite.instruction else columns["input"][position],
-                    "response": rewrite.response,
-                }
+                new["critique"] = rewrite.critique or columns["critique"][position]
             emit(position, new, rewrite.error is None or self.keep_parent)
 
         result = table.take(pa.array(taken, pa.int64()))
@@ -268,12 +400,13 @@ class ReflectionTransform:
         return result
 
     def _check_failures(self, errors: list[str | None]) -> None:
-        self._answered += sum(error_code(error) != "budget" for error in errors)
-        self._failures.update(error for error in errors if error and error_code(error) in FAILURES)
-        self._stop_if_useless(self._answered, self._failures)
+        if self._may_ask:
+            self._answered += sum(error_code(error) != "budget" for error in errors)
+            self._failures.update(error for error in errors if error and error_code(error) in FAILURES)
+            self._stop_if_useless(self._answered, self._failures)
 
     def _stop_if_useless(self, answered: int, failures: Counter[str]) -> None:
-        """Raise past the teacher's `max_failure_rate`, with the commonest reasons."""
+        """Raise past the teacher's `max_failure_rate`, with the commonest reasons and examples."""
         failed, limit = failures.total(), getattr(self.teacher, "max_failure_rate", 0.2)
         if answered < CHECKED_FROM or failed <= limit * answered:
             return
@@ -281,34 +414,28 @@ class ReflectionTransform:
         for error, count in failures.items():
             codes[error_code(error)] += count
         reasons = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+        examples = [
+            next(error for error, _ in failures.most_common() if error_code(error) == code)
+            for code, _ in codes.most_common(3)
+        ]
         raise TeacherError(
             f"{failed} of {answered} replies to the {self.part} reflection are unusable ({reasons}), more than "
-            f"max_failure_rate={limit} allows. The commonest: {failures.most_common(1)[0][0]}\n"
-            "Mend the cause (a larger `max_tokens`, another model or prompt), or raise `max_failure_rate`. Replies "
-            "that came are in the ledger."
+            f"max_failure_rate={limit} allows. For example: {'; '.join(examples)}\n"
+            "Mend the cause (a larger `max_tokens`, another model or prompt), let them be asked again "
+            "(`retry_unusable`), or raise `max_failure_rate`. Replies that came are in the ledger."
         )
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """A teacher that answers only what is in the ledger."""
-
-    teacher: Teacher
-    max_failure_rate: float = 1.0
-
-    def __call__(self, chats: list[Chat]) -> list[Reply]:
-        return self.teacher.recorded(chats)
-
-
-def estimate_recycling(teacher: Teacher, pairs: Dataset) -> dict[str, float]:
-    """What reflecting on every instruction and every response would take, asking nothing.
+def estimate_recycling(
+    instruction: ReflectionTransform, response: ReflectionTransform, pairs: Dataset
+) -> dict[str, float]:
+    """What reflecting on every instruction and then on every response would take, asking nothing.
 
     In: the table of `to_pairs`. Returns calls (three a row, less those in the ledger), reused, prompt_tokens,
-    completion_tokens, cost. A new instruction that nobody has asked for yet counts as if it were as long as its
-    original.
+    completion_tokens, cost; how what is not there yet is counted says `ReflectionTransform.estimate`.
     """
-    instruction, response = (ReflectionTransform(teacher, part) for part in ("instruction", "response"))
-    known = ReflectionTransform(_Recorded(teacher), "instruction", source=teacher.model)
+    known = copy(instruction)
+    known._may_ask = False
     first = instruction.estimate(pairs)
     second = response.estimate(pairs.map(known, batched=True, load_from_cache_file=False))
     return {name: first[name] + second[name] for name in first}

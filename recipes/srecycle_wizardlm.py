@@ -68,7 +68,8 @@ def main() -> None:
         data.dataset, model.model_name_or_path = demo.PAIRS, str(run.folder / "student")
         run.note(note=demo.NOTE)
     if data.estimate_only:
-        run.first("estimate", lambda: print_estimate(estimate_recycling(teacher, load_pairs(data))))
+        first, then = (ReflectionTransform(teacher, part) for part in ("instruction", "response"))
+        run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, load_pairs(data))))
         return run.close()
 
     # 1. The teacher rewrites: rank 0 asks, the others wait for the table. What can be wrong later is looked at before.

@@ -5,7 +5,7 @@ import datasets
 import pyarrow as pa
 import pytest
 from conftest import ROWS
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from hf_reflect import ReflectError, to_pairs
 from hf_reflect.pairs import question
@@ -392,6 +392,155 @@ def test_column_null_for_more_than_a_batch_keeps_its_type():
     pairs = to_pairs(Dataset.from_dict(data))
     assert pairs["input"] == [text or "" for text in inputs] and pairs["note"] == inputs
     assert pairs.features["note"] == Value("string")
+
+
+# ---- every turn
+
+
+def naive_exchanges(conversation):
+    """Each assistant turn with the user turn before it and everything said before both."""
+    rows = []
+    for place, (role, text) in enumerate(conversation):
+        if role == "assistant":
+            history = [{"role": r, "content": t} for r, t in conversation[: place - 1]]
+            rows.append((conversation[place - 1][1], text, history))
+    return rows
+
+
+CONVERSATIONS = [
+    [("user", "A river?"), ("assistant", "The Po.")],
+    [("system", "Be brief."), ("user", "A tree?"), ("assistant", "Oak."), ("user", "Taller?"), ("assistant", "Fir.")],
+    [("user", "Hi."), ("assistant", "Hello."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Anyone there?")],
+    [("system", "Be brief."), ("user", "A river?"), ("assistant", "The Po.")],
+    [("user", "1?"), ("assistant", "1"), ("user", "2?"), ("assistant", "2"), ("user", "3?"), ("assistant", "3")],
+]
+GIVEN_AS = {
+    "messages": lambda said: {"messages": [{"role": role, "content": text} for role, text in said]},
+    "conversations": lambda said: {
+        "conversations": [
+            {"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": text} for role, text in said
+        ]
+    },
+    "prompt and completion": lambda said: {
+        name: [{"role": role, "content": text} for role, text in part]
+        for name, part in (("prompt", said[:-1]), ("completion", said[-1:]))
+    },
+}
+
+
+@pytest.mark.parametrize("given", GIVEN_AS.values(), ids=GIVEN_AS)
+def test_every_assistant_turn_becomes_a_row_in_the_order_in_which_it_was_said(given):
+    table = Dataset.from_list([{**given(said), "id": f"c{n}"} for n, said in enumerate(CONVERSATIONS)])
+    pairs = to_pairs(table, turns="all")
+    expected = [
+        (f"c{number}/{n}", *row)
+        for number, said in enumerate(CONVERSATIONS)
+        for n, row in enumerate(naive_exchanges(said))
+    ]
+    assert [(p["row_id"], p["instruction"], p["response"], p["history"]) for p in pairs] == expected
+    assert pairs.features == Features({**CREATED, "id": Value("string")})
+    assert set(pairs["variant"]) == {"original"} and set(pairs["source"]) == set(pairs["input"]) == {""}
+
+
+@pytest.mark.parametrize("names", [{}, {"row_id": "key"}])
+def test_the_last_row_of_every_turn_is_the_row_of_the_last_turn(names):
+    rows = [{**GIVEN_AS["messages"](said), "key": n} for n, said in enumerate([*CONVERSATIONS, *CONVERSATIONS])]
+    table = Dataset.from_list(rows)
+    last, every = (to_pairs(table, turns=turns, **names).to_list() for turns in ("last", "all"))
+    assert len({row["row_id"] for row in every}) == len(every)
+    by_id = {row["row_id"]: row for row in every}
+    counts = [sum(role == "assistant" for role, _ in said) for said in CONVERSATIONS] * 2
+    assert [by_id[f"{row['row_id']}/{n - 1}"] for row, n in zip(last, counts, strict=True)] == [
+        {**row, "row_id": f"{row['row_id']}/{n - 1}"} for row, n in zip(last, counts, strict=True)
+    ]
+    assert len(every) == sum(counts)
+
+
+@pytest.mark.parametrize(("row", "names"), ONE_PAIR.values(), ids=ONE_PAIR)
+def test_every_format_of_one_turn_gives_that_turn_as_number_0(row, names):
+    (last,), (every,) = (to_pairs(Dataset.from_list([row]), **names, turns=turns) for turns in ("last", "all"))
+    assert every == {**last, "row_id": f"{last['row_id']}/0"}
+
+
+def test_other_columns_are_repeated_on_every_turn_with_their_types():
+    features = Features(
+        {
+            "messages": List({"role": Value("string"), "content": Value("string")}),
+            "topic": ClassLabel(names=["sky", "sea"]),
+            "grid": Array2D((2, 2), "float32"),
+            "meta": {"score": Value("int8"), "by": List({"name": Value("large_string")})},
+            "when": Value("timestamp[s]"),
+            "blob": Value("binary"),
+            "always_null": Value("int16"),
+            "nothing": Value("null"),
+        }
+    )
+    row = {
+        "topic": 1,
+        "grid": [[1.0, 2.0], [3.0, 4.0]],
+        "meta": {"score": 3, "by": [{"name": "Ada"}]},
+        "when": datetime(2024, 2, 29, 12),
+        "blob": b"\x00\xff",
+        "always_null": None,
+        "nothing": None,
+    }
+    other = {**row, "topic": 0, "blob": None, "meta": {"score": -1, "by": []}}
+    data = [{"messages": turns(*"abcdef"), **row}, {"messages": turns(*"gh"), **other}]
+    pairs = to_pairs(Dataset.from_list(data, features=features), turns="all")
+    others = [name for name in features if name != "messages"]
+    assert pairs.features == Features({**CREATED, **{name: features[name] for name in others}})
+    assert pairs.select_columns(others).to_list() == [row, row, row, other]
+
+
+@pytest.mark.parametrize("invalid", ["raise", "drop"])
+@pytest.mark.parametrize("broken", [1, 1300, 2199])
+def test_a_broken_conversation_is_left_as_a_whole_and_named_by_its_place_in_the_source(broken, invalid):
+    rows = [{"messages": turns("1?", "1", "2?", "2"), "n": n} for n in range(2200)]
+    rows[broken] = {"messages": [*turns("1?", "1"), {"role": "tool", "content": "2"}], "n": broken}
+    table = Dataset.from_list(rows)
+    if invalid == "raise":
+        with pytest.raises(ReflectError, match=f"1 of 2200 rows .*row {broken}, .*'tool'"):
+            to_pairs(table, turns="all")
+    else:
+        pairs = to_pairs(table, turns="all", invalid="drop")
+        assert pairs["n"] == [n for n in range(2200) if n != broken for _ in "12"]
+        assert len(set(pairs["row_id"])) == len(pairs)
+
+
+@pytest.mark.parametrize("turns_", ["last", "all"])
+def test_a_first_batch_without_any_pair_does_not_change_the_types(turns_):
+    table = Dataset.from_list([{"messages": None, "note": None}] * 1200 + [{"messages": turns(X, Y), "note": "late"}])
+    pairs = to_pairs(table, turns=turns_, invalid="drop")
+    assert pairs["response"] == [Y] and pairs["note"] == ["late"]
+    assert pairs.features == Features({**CREATED, "note": Value("string")})
+
+
+def test_no_conversation_at_all_is_an_error_even_where_they_may_be_dropped():
+    with pytest.raises(ReflectError, match="2 of 2 rows"):
+        to_pairs(Dataset.from_list([{"messages": turns(X)}] * 2), turns="all", invalid="drop")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda d: d.with_format("numpy"), lambda d: d.with_format("arrow"), lambda d: d.select([3, 0, 1])]
+)
+def test_format_and_indices_of_the_conversations_do_not_matter(change):
+    table = Dataset.from_list([{**GIVEN_AS["messages"](said), "n": n} for n, said in enumerate(CONVERSATIONS)])
+    whole = {(row["n"], row["row_id"]): row for row in to_pairs(table, turns="all")}
+    changed = to_pairs(change(table), turns="all").to_list()
+    assert changed == [whole[row["n"], row["row_id"]] for row in changed]
+    assert [n for n in dict.fromkeys(row["n"] for row in changed)] == change(table).with_format(None)["n"][:]
+
+
+def test_conversations_without_rows_give_the_columns_too():
+    table = Dataset.from_list([{**GIVEN_AS["messages"](CONVERSATIONS[0]), "n": 1}]).select([])
+    pairs = to_pairs(table, turns="all")
+    assert len(pairs) == 0 and pairs.features == Features({**CREATED, "n": Value("int64")})
+
+
+@pytest.mark.parametrize("value", ["first", None, 2])
+def test_turns_are_last_or_all(rows, value):
+    with pytest.raises(ReflectError, match=f'"last" or "all", not {value!r}'):
+        to_pairs(rows, turns=value)
 
 
 # ---- arguments

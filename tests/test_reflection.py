@@ -505,28 +505,32 @@ def test_an_estimate_asks_nothing_and_counts_what_is_missing(pairs, endpoint, tm
     assert len(endpoint.requests) == 8
 
 
+def estimate_both(teacher, pairs):
+    return estimate_recycling(*(ReflectionTransform(teacher, part) for part in ("instruction", "response")), pairs)
+
+
 def test_the_estimate_of_both_reflections_counts_three_calls_a_row(pairs, teacher, endpoint):
-    assert counts(estimate_recycling(teacher, pairs)) == (24, 0)
+    assert counts(estimate_both(teacher, pairs)) == (24, 0)
     instruction, response = (ReflectionTransform(teacher, part) for part in ("instruction", "response"))
     instruction.prefetch(pairs.select(range(3)))
-    assert counts(estimate_recycling(teacher, pairs)) == (21, 3)
+    assert counts(estimate_both(teacher, pairs)) == (21, 3)
     instruction.prefetch(pairs)
-    assert counts(estimate_recycling(teacher, pairs)) == (16, 8)
+    assert counts(estimate_both(teacher, pairs)) == (16, 8)
     table = reflected(pairs, teacher, "instruction")
     assert counts(response.estimate(table)) == (16, 0)
     response.prefetch(table.select(range(4)))
-    assert counts(estimate_recycling(teacher, pairs)) == (12, 12)
+    assert counts(estimate_both(teacher, pairs)) == (12, 12)
     response.prefetch(table)
-    assert counts(estimate_recycling(teacher, pairs)) == (0, 24)
+    assert counts(estimate_both(teacher, pairs)) == (0, 24)
     assert len(endpoint.requests) == 24
 
 
 def test_the_estimate_of_both_knows_children_that_will_not_be_asked(pairs, teacher, endpoint):
     endpoint.answer = answering({("instruction", ROWS[2]["instruction"]): UNUSABLE["refused"]})
     ReflectionTransform(teacher, "instruction").prefetch(pairs)
-    assert counts(estimate_recycling(teacher, pairs)) == (15, 8)
+    assert counts(estimate_both(teacher, pairs)) == (15, 8)
     reflected(pairs, teacher)
-    assert counts(estimate_recycling(teacher, pairs)) == (0, 23)
+    assert counts(estimate_both(teacher, pairs)) == (0, 23)
 
 
 def test_the_estimate_counts_versions_that_the_budget_left_out(pairs, endpoint, tmp_path):
@@ -537,7 +541,7 @@ def test_the_estimate_counts_versions_that_the_budget_left_out(pairs, endpoint, 
 
 
 def test_equal_rows_are_estimated_once(teacher):
-    assert estimate_recycling(teacher, to_pairs(Dataset.from_list(ROWS[:2] * 3)))["calls"] == 6
+    assert estimate_both(teacher, to_pairs(Dataset.from_list(ROWS[:2] * 3)))["calls"] == 6
 
 
 def test_a_transform_is_a_callable_from_a_batch_to_an_arrow_table(pairs):

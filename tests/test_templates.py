@@ -379,6 +379,50 @@ def test_to_messages_gives_whole_conversations_without_template():
     ]
 
 
+SAID = [
+    [{"role": "user", "content": "A river?"}, {"role": "assistant", "content": "The Po."}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "A tree?"},
+        {"role": "assistant", "content": "Oak."},
+        {"role": "user", "content": " Taller?\n"},
+        {"role": "assistant", "content": "Fir."},
+    ],
+    HISTORY,
+]
+
+
+def as_sharegpt(turns):
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    return {"conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda turns: {"messages": turns},
+        as_sharegpt,
+        lambda turns: {"prompt": turns[:-1], "completion": turns[-1:]},
+    ],
+    ids=["messages", "conversations", "prompt and completion"],
+)
+def test_conversations_come_back_whole(given):
+    conversations = Dataset.from_list([{**given(turns), "n": n} for n, turns in enumerate(SAID)])
+    out = to_messages(to_pairs(conversations))
+    assert out["messages"][:] == SAID and out["n"][:] == [0, 1, 2]
+    upto = [turns[: place + 1] for turns in SAID for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    assert to_messages(to_pairs(conversations, turns="all"))["messages"][:] == upto
+
+
+@pytest.mark.parametrize("turns", ["last", "all"])
+def test_a_rewritten_exchange_stands_at_the_end_of_its_conversation(turns):
+    pairs = to_pairs(Dataset.from_list([{"messages": said} for said in SAID]), turns=turns)
+    rewritten = pairs.map(lambda row: {"instruction": "Why?", "input": "now", "response": "So."})
+    said = to_messages(pairs)["messages"]
+    end = [{"role": "user", "content": "Why?\nnow"}, {"role": "assistant", "content": "So."}]
+    assert to_messages(rewritten)["messages"][:] == [turns[:-2] + end for turns in said]
+
+
 @pytest.mark.parametrize("name", ["vicuna", "alpaca", "wizardlm", "plain"])
 def test_to_prompt_completion_writes_the_template_out(name):
     opening, left, right = PROMPTS[name]

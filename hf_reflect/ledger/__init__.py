@@ -1,0 +1,322 @@
+"""Every paid reply and the money spent, in one SQLite file, before anything else happens with it."""
+
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from ..errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# What each version of the schema adds to the one before.
+_SCHEMAS = (
+    """
+    CREATE TABLE replies (key TEXT PRIMARY KEY, request TEXT NOT NULL, reply TEXT NOT NULL, endpoint TEXT,
+        created REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE spent (one INTEGER PRIMARY KEY CHECK (one = 1), requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
+        cost REAL NOT NULL);
+    INSERT INTO spent VALUES (1, 0, 0, 0.0)
+    """,
+    """
+    CREATE TABLE jobs (id INTEGER PRIMARY KEY, remote TEXT, mark TEXT NOT NULL, base_url TEXT,
+        api_key_env TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL);
+    CREATE TABLE job_requests (key TEXT PRIMARY KEY, job INTEGER NOT NULL REFERENCES jobs (id), request TEXT NOT NULL,
+        tokens INTEGER NOT NULL, cost REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX job_of_request ON job_requests (job)
+    """,
+)
+SCHEMA_VERSION = len(_SCHEMAS)
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "fuse.sshfs", "glusterfs", "ceph", "gpfs"}
+_AT_ONCE = 500  # keys in one query
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of what determines a reply: model, messages, sampling parameters, `extra_body`."""
+    text = json.dumps(request, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Job(NamedTuple):
+    """A job of the batch API. `remote` is the endpoint's id, None until it answered; `mark` finds it there."""
+
+    id: int
+    remote: str | None
+    mark: str
+    base_url: str | None
+    api_key_env: str
+    state: str
+    created: float
+    requests: int  # not answered yet
+
+
+class Limits(NamedTuple):
+    """What may be spent over the whole life of a ledger; None: any amount."""
+
+    max_requests: int | None = None
+    max_total_tokens: int | None = None
+    max_cost: float | None = None
+
+
+class Ledger:
+    """Replies by the key of their request, and what they cost, durable when a call returns.
+
+    Several processes of one host may share a file. What is stored is JSON: no pickle, no API key. Within
+    `with ledger.transaction():` all calls are one commit.
+
+    Raises:
+        DataError: the file is no ledger, is damaged, comes from a newer version, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # autocommit: a statement is durable when it returns, a transaction is begun where one is meant
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what an error of SQLite means for whoever owns the file."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            words = str(error)
+            advice = "If it is another file, name a new one; if it is damaged, restore it from a copy, or save what "
+            advice += "can be read with `sqlite3 LEDGER .recover`"
+            if "full" in words or "disk I/O" in words:
+                advice = "Make room on the disk, or move the file to another one"
+            elif "readonly" in words or "unable to open" in words or isinstance(error, OSError):
+                advice = "Name a file in a folder that can be written"
+            elif "locked" in words:
+                advice = "Another process is writing to it and does not finish: stop that one"
+            raise DataError(
+                f"The ledger {self.path} cannot be used: {words}. {advice}. What was committed before is untouched."
+            ) from error
+
+    def _open(self) -> None:
+        self._db.execute("BEGIN")  # both reads see one moment: another process may be making the file
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        self._db.execute("COMMIT")
+        if version > SCHEMA_VERSION:
+            raise DataError(
+                f"The ledger {self.path} was written by a newer hf_reflect (its schema is {version}, this one reads "
+                f"up to {SCHEMA_VERSION}). Update with `pip install -U hf-reflect`, or name another file."
+            )
+        if version == 0 and tables:
+            raise sqlite3.DatabaseError("it is an SQLite file of something else")
+        if _is_network_file_system(self.path):
+            logger.warning("The ledger %s lies on a network file system: use one process, WAL is off.", self.path)
+            self._db.execute("PRAGMA journal_mode = DELETE")
+        else:
+            self._db.execute("PRAGMA journal_mode = WAL")
+        # survives kill -9; a power failure may lose the last moments, never the file
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        if version < SCHEMA_VERSION:
+            with self.transaction():
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()  # somebody may have been faster
+                for statement in ";".join(_SCHEMAS[version:]).split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is done within is committed together, or nothing of it."""
+        if self._db.in_transaction:
+            yield
+            return
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite ends it by itself on a full disk
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._db.close()
+
+    # ---- replies
+
+    def get(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The stored replies to these keys; absent ones are left out."""
+        keys, found = list(keys), {}
+        with self._explained():
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                for key, reply in self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some):
+                    found[key] = json.loads(reply)
+        return found
+
+    def put(
+        self,
+        key: str,
+        request: dict[str, Any],
+        reply: dict[str, Any],
+        endpoint: str | None = None,
+        spent: tuple[int, float] = (0, 0.0),
+        created: float | None = None,
+    ) -> bool:
+        """Store a reply and correct what `reserve` had set aside for it by `spent` = (tokens, cost), in one commit.
+
+        A key that is there already keeps its first reply; returns whether this one is new.
+        """
+        texts = (json.dumps(value, ensure_ascii=False) for value in (request, reply))
+        with self.transaction():
+            row = (key, *texts, endpoint, time.time() if created is None else created)
+            cursor = self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", row)
+            if any(spent):
+                self.correct(*spent)
+        return cursor.rowcount == 1
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], str | None, float]]:
+        """All that is stored: key, request, reply, endpoint, time (seconds since 1970); in the order of keys."""
+        with self._explained():
+            for key, request, reply, endpoint, created in self._db.execute("SELECT * FROM replies ORDER BY key"):
+                yield key, json.loads(request), json.loads(reply), endpoint, created
+
+    def sample(self, model: str, count: int = 1000) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Up to `count` requests and replies of a model. Keys are hashes, so their order is a random one."""
+        query = "SELECT request, reply FROM replies WHERE json_extract(request, '$.model') = ? ORDER BY key LIMIT ?"
+        with self._explained():
+            for request, reply in self._db.execute(query, (model, count)):
+                yield json.loads(request), json.loads(reply)
+
+    # ---- money
+
+    def correct(self, tokens: int, cost: float, requests: int = 0) -> None:
+        """Add to what was spent; negative where less came than was reserved."""
+        with self._explained():
+            self._db.execute(
+                "UPDATE spent SET tokens = tokens + ?, cost = cost + ?, requests = requests + ?",
+                (tokens, cost, requests),
+            )
+
+    def reserve(self, tokens: int, cost: float, limits: Limits = Limits()) -> bool:  # noqa: B008
+        """Count one request and the most it can cost as spent, unless that passes a limit: then False.
+
+        One statement, so that processes which share the ledger cannot pass a limit together. What a killed process had
+        reserved stays counted: its requests may have been billed.
+        """
+        with self._explained():
+            cursor = self._db.execute(
+                "UPDATE spent SET requests = requests + 1, tokens = tokens + :tokens, cost = cost + :cost "
+                "WHERE (:max_requests IS NULL OR requests + 1 <= :max_requests) "
+                "AND (:max_total_tokens IS NULL OR tokens + :tokens <= :max_total_tokens) "
+                "AND (:max_cost IS NULL OR cost + :cost <= :max_cost)",
+                {"tokens": tokens, "cost": cost, **limits._asdict()},
+            )
+        return cursor.rowcount == 1
+
+    def spent(self) -> dict[str, float]:
+        """requests, tokens and cost since the ledger began, reservations included."""
+        with self._explained():
+            requests, tokens, cost = self._db.execute("SELECT requests, tokens, cost FROM spent").fetchone()
+        return {"requests": requests, "tokens": tokens, "cost": cost}
+
+    # ---- jobs of the batch API
+
+    def add_job(
+        self,
+        mark: str,
+        base_url: str | None,
+        api_key_env: str,
+        requests: Iterable[tuple[str, dict[str, Any], int, float]],
+    ) -> int:
+        """Remember a job before it is submitted, with its requests as (key, request, tokens, cost reserved)."""
+        with self.transaction():
+            job = self._db.execute(
+                "INSERT INTO jobs (mark, base_url, api_key_env, state, created) VALUES (?, ?, ?, 'prepared', ?)",
+                (mark, base_url, api_key_env, time.time()),
+            ).lastrowid
+            assert job is not None
+            rows = ((key, job, json.dumps(request, ensure_ascii=False), *most) for key, request, *most in requests)
+            self._db.executemany("INSERT INTO job_requests VALUES (?, ?, ?, ?, ?)", rows)
+        return job
+
+    def update_job(self, job: int, state: str, remote: str | None = None) -> None:
+        """Note how a job stands, and its id at the endpoint once there is one."""
+        with self._explained():
+            self._db.execute(
+                "UPDATE jobs SET state = ?, remote = coalesce(?, remote) WHERE id = ?", (state, remote, job)
+            )
+
+    def jobs(self, open_only: bool = True) -> list[Job]:
+        """The jobs, oldest first; open are those that still owe replies."""
+        query = "SELECT jobs.*, count(key) AS n FROM jobs LEFT JOIN job_requests ON job = id GROUP BY id ORDER BY id"
+        with self._explained():
+            jobs = [Job(*row) for row in self._db.execute(query)]
+        return [job for job in jobs if job.requests or not open_only]
+
+    def in_jobs(self, keys: Iterable[str]) -> dict[str, int]:
+        """Which of these keys a job still owes a reply to, and its id."""
+        keys = list(keys)
+        found: dict[str, int] = {}
+        with self._explained():
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                found.update(self._db.execute(f"SELECT key, job FROM job_requests WHERE key IN ({marks})", some))
+        return found
+
+    def job_keys(self, job: int) -> list[str]:
+        """What a job still owes replies to."""
+        with self._explained():
+            return [key for (key,) in self._db.execute("SELECT key FROM job_requests WHERE job = ?", (job,))]
+
+    def settle(self, key: str) -> tuple[dict[str, Any], int, float] | None:
+        """A job no longer owes this reply: its request, and the tokens and cost that were reserved for it.
+
+        None where somebody else settled it: then nothing is to be corrected.
+        """
+        query = "DELETE FROM job_requests WHERE key = ? RETURNING request, tokens, cost"
+        with self._explained():
+            rows = self._db.execute(query, (key,)).fetchall()
+        return next(((json.loads(request), tokens, cost) for request, tokens, cost in rows), None)
+
+    # ---- upkeep
+
+    def vacuum(self) -> None:
+        """Give unused space back to the disk, and take the write-ahead log into the file."""
+        with self._explained():
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def check(self) -> list[str]:
+        """What SQLite finds wrong with the file; empty where nothing is."""
+        with self._explained():
+            found = [words for (words,) in self._db.execute("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+
+def _is_network_file_system(path: Path) -> bool:
+    """Whether the mount that holds `path` is a network's; False where the system does not tell (no /proc)."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    real = str(path.parent.resolve())
+    best, kind = "", ""
+    for line in mounts:
+        _, point, file_system, *_ = line.split()
+        point = point.replace("\\040", " ")
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, file_system
+    return kind in _NETWORK_FILE_SYSTEMS

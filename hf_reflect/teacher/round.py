@@ -1,0 +1,265 @@
+"""One round of asking: what live requests and batch jobs have in common."""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import BudgetExceeded, Interrupted
+from ..ledger import Ledger
+from .replies import Question
+
+if TYPE_CHECKING:
+    from . import Teacher
+
+logger = logging.getLogger(__name__)
+
+GRACE = 4.0  # seconds that requests in flight have to come back after Ctrl-C or SIGTERM
+_SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
+
+
+class Round:
+    """One round of asking, on one event loop: commits, progress, and the reason to stop."""
+
+    def __init__(self, teacher: "Teacher", ledger: Ledger, progress: "Progress"):
+        self.teacher, self.ledger, self.progress = teacher, ledger, progress
+        self.stopped: BaseException | None = None
+        self.halt = asyncio.Event()  # set once there is a reason to stop
+        self.at_once = asyncio.Event()  # set where what is in flight is not waited for any longer
+        self._waiting: list[tuple[Callable[[], Any], asyncio.Future]] = []
+
+    def stop(self, reason: BaseException) -> None:
+        """Send nothing more; the first reason is the one that is raised."""
+        self.stopped = self.stopped or reason
+        self.halt.set()
+
+    async def commit(self, work: Callable[[], Any]) -> Any:
+        """Do this to the ledger and return once it is durable; all that one turn of the loop brings is one commit."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._commit)
+        future = loop.create_future()
+        self._waiting.append((work, future))
+        return await future
+
+    def _commit(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            with self.ledger.transaction():
+                results = [work() for work, _ in waiting]
+        except Exception as error:  # a full disk: everybody who waits is told
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(waiting, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+    def budget_words(self) -> str:
+        """Which limits there are and what was spent of them; BudgetExceeded where that shall be raised."""
+        teacher, spent = self.teacher, self.ledger.spent()
+        units = {"max_requests": "requests", "max_total_tokens": "tokens", "max_cost": "cost"}
+        of = [
+            f"{spent[units[name]]:.{4 if name == 'max_cost' else 0}f} of {name}={limit}"
+            for name, limit in teacher.limits._asdict().items()
+            if limit is not None
+        ]
+        words = f"spent {', '.join(of)}; this request could pass it"
+        if teacher.on_budget == "raise":
+            raise BudgetExceeded(
+                f"The budget of {teacher.ledger} is used up: {words}. Raise the limit and run again: only the rest is "
+                "asked."
+            )
+        return words
+
+    def left(self) -> list[Question]:
+        """What was begun and not told of, where it stopped."""
+        raise NotImplementedError
+
+    async def run(self) -> None:
+        """Ask. What is raised is the reason to stop, after what was in flight has come back."""
+        raise NotImplementedError
+
+    def how_to_go_on(self) -> str:
+        """What is said to whoever interrupts."""
+        return f"What was answered is in {self.teacher.ledger}: the same command goes on from there."
+
+    def interrupt(self, number: int) -> None:
+        """Ctrl-C or SIGTERM: what is in flight may still come back, for a moment; a second time it may not."""
+        if isinstance(self.stopped, Interrupted):
+            self.at_once.set()
+            return
+        self.progress.say("Stopping; what is in flight has a moment to come back. Once more to stop at once.")
+        self.stop(Interrupted(number))
+        asyncio.get_running_loop().call_later(GRACE, self.at_once.set)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM interrupt the round, unless they were ignored before."""
+        loop, before = asyncio.get_running_loop(), {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if (handler := signal.getsignal(number)) != signal.SIG_IGN:
+                    before[number] = handler
+                    loop.add_signal_handler(number, self.interrupt, number)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    @asynccontextmanager
+    async def _showing(self) -> AsyncIterator[None]:
+        async def refresh() -> None:
+            while True:
+                await asyncio.sleep(self.progress.every)
+                self.progress.show(self.ledger)
+
+        task = asyncio.create_task(refresh())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def whole(self) -> None:
+        """`run`, with signals, a deadline and progress."""
+        loop = asyncio.get_running_loop()
+        deadline = self.teacher.total_timeout and loop.call_later(self.teacher.total_timeout, self._out_of_time)
+        try:
+            with self._signals():
+                async with self._showing():
+                    work, hurry = loop.create_task(self.run()), loop.create_task(self.at_once.wait())
+                    await asyncio.wait({work, hurry}, return_when=asyncio.FIRST_COMPLETED)
+                    hurry.cancel()
+                    work.cancel()  # nothing, where it is done
+                    await asyncio.wait({work})
+                    if not work.cancelled() and (error := work.exception()):
+                        raise error
+        finally:
+            if deadline:
+                deadline.cancel()
+            self.progress.close(self.ledger)
+
+    def _out_of_time(self) -> None:
+        self.stop(OutOfTime(f"total_timeout={self.teacher.total_timeout:g} s are over"))
+        self.at_once.set()
+
+
+class OutOfTime(Exception):
+    """What is missing is left for another run."""
+
+
+def run(make: Callable[[], Round]) -> Round:
+    """Ask to the end, also where a loop already runs (notebooks): then in a thread of its own."""
+    made: list[tuple[Round, asyncio.AbstractEventLoop]] = []
+    failed: list[BaseException] = []
+
+    async def whole() -> None:
+        asking = make()  # within the loop to which its events belong
+        made.append((asking, asyncio.get_running_loop()))
+        try:
+            await asking.whole()
+        except BaseException as error:  # raised below, in the caller's thread
+            asking.stop(error)
+
+    def in_thread() -> None:
+        try:
+            asyncio.run(whole())
+        except BaseException as error:
+            failed.append(error)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(whole())
+    else:
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt:  # Python hands it to the main thread, which only waits here
+                if made:
+                    made[0][1].call_soon_threadsafe(made[0][0].interrupt, signal.SIGINT)
+    if failed:
+        raise failed[0]
+    asking = made[0][0]
+    if isinstance(asking.stopped, Interrupted):
+        _leave(asking, asking.stopped)
+    if asking.stopped is not None and not isinstance(asking.stopped, OutOfTime):
+        raise asking.stopped
+    return asking
+
+
+def _leave(asking: Round, interrupted: Interrupted) -> NoReturn:
+    """As the signal would have, with a word on how to go on."""
+    asking.progress.say(f"Stopped. {asking.how_to_go_on()}")
+    if interrupted.number == signal.SIGTERM:
+        handler = signal.getsignal(signal.SIGTERM)
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise SystemExit(128 + signal.SIGTERM)
+    raise interrupted
+
+
+class Progress:
+    """One bar: done of all, reused, unusable, requests a second, tokens, money. Without a terminal a line a minute."""
+
+    def __init__(self, teacher: "Teacher", total: int | None):
+        from tqdm import tqdm
+
+        self.teacher, self.total = teacher, total
+        self.done, self.reused, self.unusable, self.sent = 0, 0, 0, 0
+        self.tokens, self.cost = 0, 0.0
+        self.started = time.monotonic()
+        on_screen = sys.stderr.isatty()
+        self.every = 0.5 if on_screen else _SAY_EVERY
+        self.bar = tqdm(total=total, desc="Asking the teacher", unit="reply", disable=not on_screen)
+
+    def count(self, reused: bool, unusable: bool) -> None:
+        """One more has its reply."""
+        self.done += 1
+        self.reused += reused
+        self.unusable += unusable
+
+    def _words(self, ledger: Ledger) -> str:
+        rate = self.sent / max(time.monotonic() - self.started, 1e-9)
+        words = [f"{self.reused:,} reused", f"{self.unusable:,} unusable", f"{rate:.1f} requests/s"]
+        spent, teacher = ledger.spent(), self.teacher
+        words.append(f"{self.tokens:,} tokens")
+        if teacher.max_total_tokens is not None:
+            words[-1] += f" (ledger {spent['tokens']:,} of {teacher.max_total_tokens:,})"
+        if teacher.price_per_million_input or teacher.price_per_million_output:
+            words.append(f"cost {self.cost:.2f}")
+            if teacher.max_cost is not None:
+                words[-1] += f" (ledger {spent['cost']:.2f} of {teacher.max_cost:g})"
+        if teacher.max_requests is not None:
+            words.append(f"ledger {spent['requests']:,} of {teacher.max_requests:,} requests")
+        return ", ".join(words)
+
+    def show(self, ledger: Ledger) -> None:
+        """Bring the bar up to date, or say a line."""
+        if self.bar.disable:
+            total = f" of {self.total:,}" if self.total else ""
+            self.say(f"Asking the teacher: {self.done:,}{total} done, {self._words(ledger)}")
+        else:
+            self.bar.set_postfix_str(self._words(ledger), refresh=False)
+            self.bar.update(self.done - self.bar.n)
+
+    def say(self, line: str) -> None:
+        """One line on stderr, above the bar where there is one."""
+        self.bar.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self, ledger: Ledger) -> None:
+        """The last state stays on the screen; without a terminal, what took longer than a minute ends with a line."""
+        if not self.bar.disable or time.monotonic() - self.started > self.every:
+            self.show(ledger)
+        self.bar.close()
