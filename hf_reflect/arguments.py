@@ -3,11 +3,14 @@
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .checks import all_of
 from .errors import ReflectError, SettingsError
+from .prompts import PROMPTS
+from .reflection import ReflectionTransform
 from .selection import check_rule
 from .teacher import Teacher
 from .templates import check_template
@@ -21,6 +24,7 @@ class DataArguments:
     split: str = field(default="train", metadata={"help": "Its split."})
     max_rows: int | None = field(default=None, metadata={"help": "Only the first rows: for a trial."})
     rename_columns: dict | str | None = field(default=None, metadata={"help": "Old to new column names."})
+    turns: str = field(default="last", metadata={"help": "Of a conversation: last exchange, or all of them."})
     invalid: str = field(default="raise", metadata={"help": "Rows that are no pair: raise or drop."})
     stage: str = field(default="all", metadata={"help": "all, recycle, select or train."})
     candidates: str | None = field(
@@ -51,22 +55,57 @@ class TeacherArguments:
     top_p: float | None = field(default=1.0, metadata={"help": "Nucleus sampling."})
     max_tokens: int = field(default=2048, metadata={"help": "Tokens of a reply, at most."})
     extra_body: dict | str | None = field(default=None, metadata={"help": "Further fields of each request."})
+    api_version: str | None = field(default=None, metadata={"help": "Of an Azure endpoint."})
+    mode: str = field(
+        default="live", metadata={"help": "live, or batch: OpenAI's batch API, slow and half the price."}
+    )
+    structured: bool = field(default=False, metadata={"help": "Ask for JSON by a schema that the endpoint enforces."})
+    retry_unusable: int = field(default=0, metadata={"help": "Ask again, warmer, for replies that cannot be used."})
+    checks: list[str] = field(
+        default_factory=list, metadata={"help": "Names in hf_reflect.checks.CHECKS: same_language, code_still_parses."}
+    )
     max_concurrency: int = field(default=64, metadata={"help": "Requests in flight; changes speed, never replies."})
     requests_per_minute: float | None = field(default=None, metadata={"help": "The endpoint's limit."})
     tokens_per_minute: float | None = field(default=None, metadata={"help": "The endpoint's limit."})
     timeout: float = field(default=300.0, metadata={"help": "Seconds for one request."})
+    total_timeout: float | None = field(default=None, metadata={"help": "Seconds for each reflection as a whole."})
+    max_retries: int = field(default=8, metadata={"help": "Of one request, after failures that may pass."})
     max_failure_rate: float = field(default=0.2, metadata={"help": "Stop past this share of unusable replies."})
     price_per_million_input: float | None = field(default=None, metadata={"help": "Money per million tokens."})
     price_per_million_output: float | None = field(default=None, metadata={"help": "Money per million tokens."})
     max_cost: float | None = field(default=None, metadata={"help": "Never spend more, over all runs of the ledger."})
+    max_requests: int | None = field(default=None, metadata={"help": "Likewise, HTTP requests."})
+    max_total_tokens: int | None = field(default=None, metadata={"help": "Likewise, tokens asked and answered."})
+    on_budget: str = field(default="stop", metadata={"help": "stop (the rest stays unasked) or raise."})
 
     def __post_init__(self) -> None:
         self.extra_body = _mapping("extra_body", self.extra_body)
+        all_of(self.checks)  # what it needs is there
 
     def teacher(self, ledger: Path) -> Teacher:
         """The `Teacher` of these settings; `ledger` is its file unless they name one."""
-        fields = asdict(self) | {"ledger": str(self.ledger or ledger), "model": self.teacher_model}
-        return Teacher(**{name: value for name, value in fields.items() if name != "teacher_model"})
+        settings = asdict(self) | {"ledger": str(self.ledger or ledger), "model": self.teacher_model}
+        return Teacher(**{f.name: settings[f.name] for f in fields(Teacher) if f.name in settings})
+
+    def reflections(self, teacher: Teacher) -> tuple[ReflectionTransform, ReflectionTransform]:
+        """On the instruction, then on the response."""
+        kind = "-json" if self.structured else ""
+        instruction, response = (
+            ReflectionTransform(
+                teacher,
+                part,
+                prompt=PROMPTS[f"{part}{kind}"],
+                retry_unusable=self.retry_unusable,
+                accept=all_of(self.checks) if self.checks else None,
+            )
+            for part in ("instruction", "response")
+        )
+        return instruction, response
+
+    def settings(self, teacher: Teacher) -> dict[str, Any]:
+        """What the replies depend on, and which of them are taken."""
+        more = {"structured": self.structured, "retry_unusable": self.retry_unusable, "checks": self.checks}
+        return teacher.sampling() | {name: value for name, value in more.items() if value}
 
 
 @dataclass

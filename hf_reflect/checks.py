@@ -22,10 +22,11 @@ Row = dict[str, Any]
 Check = Callable[[Row, Row], str | None]
 
 # Measured on 6,800 cuttings of 3 words to 250 characters in 23 languages: from 40 bytes of letters on (some 7 words of
-# English, 13 signs of Chinese) none was taken for another language at 0.7 or more. Lists of names, which are no prose
-# in any language, reach 0.93: hence 0.95.
+# English, 13 signs of Chinese) none was taken for another language at 0.7 or more. Lists of names, which are prose in
+# no language, come higher (composers 0.4, Italian dishes 0.93): hence 0.9. At 0.95 plain sentences are lost too: of
+# 100 Alpaca instructions, 64 of them long enough, 61 are told at 0.9 and 53 at 0.95.
 ENOUGH_LETTERS = 40  # bytes of UTF-8
-SURE = 0.95
+SURE = 0.9
 LONGEST = 4000  # characters looked at; detection costs about 1.3 ms for a thousand
 # What a detector cannot hold apart in a sentence or two, and nobody would call a change of language.
 _RELATED = {
@@ -33,6 +34,7 @@ _RELATED = {
     **dict.fromkeys(("yue", "wuu"), "zh"),
     **dict.fromkeys(("arz", "ary"), "ar"),
     **dict.fromkeys(("bs", "hr"), "sr"),
+    **dict.fromkeys(("ext", "an"), "es"),
     "ms": "id",
     "pcm": "en",
 }
@@ -47,9 +49,9 @@ def same_language(parent: Row, rewrite: Row) -> str | None:
     quote the `input`, of that. A new response must be in the language of its parent's response, or of the instruction
     that it answers: "Translate into French" makes the two differ, and a translation may be explained in the language
     of whoever asked. What passes too: a text too short to tell (under 40 bytes of letters without code, links, numbers
-    and markup), one of which the detector is not sure (below 0.95), and any text whose parent is such a one. Norwegian
-    and Danish, Malay and Indonesian, Bosnian, Croatian and Serbian, the varieties of Chinese and of Arabic count as
-    one.
+    and markup), one of which the detector is not sure (below 0.9), and any text whose parent is such a one. Norwegian
+    and Danish, Malay and Indonesian, Bosnian, Croatian and Serbian, the varieties of Chinese, of Arabic, and of
+    Spanish count as one.
 
     In:  instruction, input, response of both rows.
 
@@ -99,6 +101,8 @@ def all_of(names: Sequence[str]) -> Check:
         names = [names]
     if unknown := [name for name in names if name not in CHECKS]:
         raise SettingsError(f"There is no check {', '.join(map(repr, unknown))}; there are {', '.join(CHECKS)}.")
+    if "same_language" in names:
+        _identifier()  # said before a teacher is paid, should its package be missing
     return partial(_first_complaint, tuple(names))
 
 

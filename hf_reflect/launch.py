@@ -11,7 +11,7 @@ import datasets
 import huggingface_hub
 from datasets import Dataset, DatasetDict
 
-from .errors import DataError, ReflectError
+from .errors import DataError, Interrupted, ReflectError
 
 
 def main_of(recipe: Callable[[], None]) -> None:
@@ -25,8 +25,8 @@ def main_of(recipe: Callable[[], None]) -> None:
             time.sleep(30)  # rank 0 speaks, and its exit ends this process; exiting first would end rank 0
             print(f"\n[rank {os.environ['RANK']}] {error}", file=sys.stderr, flush=True)  # rank 0 had no such error
         sys.exit(1)
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0" and not isinstance(error, Interrupted):  # else it was said
             print(
                 "\nStopped. What was answered is in the ledger: the same command goes on from there.", file=sys.stderr
             )

@@ -46,7 +46,8 @@ def read_tagged(text: str, tags: tuple[str, ...], end: str = "End", asked: str =
         lambda rest: all(_bracketed(tag).search(rest) or _bare(tag).search(rest) for tag in tags),
         lambda before: any(_bracketed(tag).search(before) for tag in tags),
     )
-    openings = [_openings(text, role, tag) for role, tag in enumerate(tags)]
+    blocks = _Blocks(text)
+    openings = [_openings(text, blocks, role, tag) for role, tag in enumerate(tags)]
     if not all(openings):
         if _REFUSAL.match(text.strip()):
             return Rewrite(error=f"refused: {_shortened(text)}")
@@ -128,7 +129,7 @@ _THINKING = re.compile(
 )
 _THINKING_END = re.compile(r"(?i)</think(?:ing)?>")
 _SPECIAL_TOKENS = re.compile(
-    r"(?:\s*+(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|eom_id)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>))++\Z"
+    r"(?:\s*+(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|eom_id)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>))++\s*\Z"
 )
 
 
@@ -163,15 +164,16 @@ def _spoken(
 
 # ---- where sections open
 
-_OPEN = rf"[\[【［]{_GAP}*+"
+# the look ahead makes runs of brackets cheap
+_OPEN = rf"[\[【［](?=[^\[\]【】［］\n]{{2,90}}+[\]】］]){_GAP}*+"
 _CLOSE = rf"{_GAP}*+\\?[\]】］]{{1,2}}"
 
 MOST_OPENINGS = 20  # of one tag; nobody can tell which of more was meant
 _MARKS = r"[^\w\n\[\]【】［］\"'`“”‘’«»(){}]{0,20}+"
 _LINE_OPENER = re.compile(rf"(?i){_MARKS}(?:(?:(?:step|part|task) ?)?\(?\w{{1,4}}[^\w\s\"'`\[]{_MARKS})?")
 _SPEECH_END = re.compile(r"[.:!?…。：！？\])】］>*_|-][*_\s\u200b\ufeff]*\Z")
-_TAIL = re.compile(rf"[:：]?(?:{_GAP}*+[:：](?=\s|\Z))?")
-_BOLD_TAIL = re.compile(rf"[*_`:：]{{0,6}}(?:{_GAP}*+[:：](?=\s|\Z))?")
+_TAIL = re.compile(rf"[:：]?(?:{_GAP}*+[:：](?=\s|\Z))?(?: ?#{{1,6}}(?=\n))?")
+_BOLD_TAIL = re.compile(rf"[*_`:：]{{0,6}}(?:{_GAP}*+[:：](?=\s|\Z))?(?: ?#{{1,6}}(?=\n))?")
 _TITLE_END = re.compile(rf"[*_]{{0,3}}{_GAP}{{0,4}}(?:[:：>][*_:：]{{0,4}}|(?=\n|\Z))|[*_]{{2,3}}")
 
 
@@ -181,7 +183,8 @@ class _Opening(NamedTuple):
     role: int
     start: int
     stop: int
-    left_bold: bool = False  # `**[tag] text**`: the bold that opened before the tag closes behind the text
+    marks: str  # what stands between its start and its tag
+    left_bold: bool  # `**[tag] text**`: the bold that opened before the tag closes behind the text
 
 
 def _words(tag: str) -> str:
@@ -210,33 +213,37 @@ def _found(pattern: re.Pattern[str], text: str) -> Iterator[_Tag]:
 
 @cache
 def _bare(tag: str) -> re.Pattern[str]:
-    return re.compile(rf"(?i)(?<!\w){_words(tag)}(?!\w)")
+    return re.compile(rf"(?i){_words(tag)}(?!\w)")
 
 
-def _openings(text: str, role: int, tag: str) -> list[_Opening]:
+def _openings(text: str, blocks: "_Blocks", role: int, tag: str) -> list[_Opening]:
     """The places where sections of this tag open, all of the best kind that there is; one more than the most at most.
 
     A tag that opens a line is a section's, one amid a sentence is talked about, and one in a code block is quoted: the
     latter count only where there is no better one.
     """
-    blocks = _Blocks(text)
-    places = [(place, _before(text, place.start)) for place in _found(_bracketed(tag), text)]
+    places = [
+        (place, _before(text, place.start)) for place in islice(_found(_bracketed(tag), text), 25 * MOST_OPENINGS)
+    ]
+
+    def opens_line(before: str) -> bool:
+        # perhaps behind its own name: "2. **Better Answer**: [Better Answer] …"
+        return _LINE_OPENER.fullmatch(_bare(tag).sub("", before, count=1)) is not None
 
     def opening(place: _Tag, before: str, tail: re.Pattern[str] | None = None) -> _Opening:
-        whole_line = _LINE_OPENER.fullmatch(before) is not None
-        marks = before if whole_line else before[len(before.rstrip("*_`")) :]
+        marks = before if opens_line(before) else before[len(before.rstrip("*_`")) :]
         bold = re.search("[*_`]", marks) is not None
         closing = (tail or (_BOLD_TAIL if bold else _TAIL)).match(text, place.stop)
         stop = closing.end() if closing else place.stop
         left_bold = "**" in marks and not set("*_") & set(text[place.stop : stop])
-        return _Opening(role, place.start - len(marks), stop, left_bold)
+        return _Opening(role, place.start - len(marks), stop, marks, left_bold)
 
     def take(found: Iterable[_Opening]) -> list[_Opening]:
         return list(islice(found, MOST_OPENINGS + 1))
 
     def lines(fenced: bool) -> Iterator[_Opening]:
         for place, before in places:
-            if _LINE_OPENER.fullmatch(before) and (fenced or not blocks.hold(place.start)):
+            if opens_line(before) and (fenced or not blocks.hold(place.start)):
                 yield opening(place, before)
 
     def titles(fenced: bool) -> Iterator[_Opening]:
@@ -244,7 +251,8 @@ def _openings(text: str, role: int, tag: str) -> list[_Opening]:
             if not _TITLE_END.match(text, match.end()) or (not fenced and blocks.hold(match.start())):
                 continue
             before = _before(text, match.start())
-            if _LINE_OPENER.fullmatch(before) and ("<" in before) == (text[match.end() : match.end() + 1] == ">"):
+            opens = _LINE_OPENER.fullmatch(before) and not before[-1:].isalnum()
+            if opens and ("<" in before) == (text[match.end() : match.end() + 1] == ">"):
                 yield opening(_Tag(*match.span()), before, _TITLE_END)
 
     def sentences() -> Iterator[_Opening]:
@@ -252,7 +260,8 @@ def _openings(text: str, role: int, tag: str) -> list[_Opening]:
             if _SPEECH_END.search(before) and not blocks.hold(place.start):
                 yield opening(place, before)
 
-    for kind in (lines(False), titles(False), sentences(), lines(True), titles(True)):
+    kinds = [lines(False), titles(False), sentences()] + ([lines(True), titles(True)] if blocks.starts else [])
+    for kind in kinds:
         if found := take(kind):
             return found
     return [opening(*places[-1])] if places else []
@@ -272,10 +281,12 @@ _FOREIGN = re.compile(
     r"[#>*_\s]{0,20}\[[^\W\d_][^\]\n]{0,40}\]|\s{0,9}#{1,6} ?(?:instruction|critique|question)\b", re.I
 )
 _PROMPTS_BLOCK = re.compile(r"(?im)^\[(?:Instruction|The Start of (?:Answer|Input|Conversation))\][ \t]*$")
+_PROMPTS_END = re.compile(r"(?i)[*_#\s]{0,9}\[the end of ")
 _RULE = re.compile(r"\n[ \t]*(?:-{3,}|\*{3,}|_{3,}|={3,})\s*\Z")
 _TITLE = re.compile(
     r"(?i)\n[ \t]*(?:#{1,6}[ \t]|\*\*|\d{1,2}[.)])[ \t*_#\d.)]*(?:(?:step|part|task) \d{1,2}[ .:–-]*)?"
-    r"(?:(?:(?:the|my|your) )?(?:(?:new|better|improved|detailed|complete) ){0,2}(?:answer|response)(?: to [^\n]{0,60})?|"
+    r"(?:(?:(?:the|my|your) )?(?:(?:new|better|improved|detailed|complete) ){0,2}(?:answer|response)"
+    r"(?: to [^\n]{0,60})?|"
     r"answer(?:ing)? (?:to )?the new[^\n]{0,80})?[*_:：. \t]*\s*\Z"
 )
 
@@ -325,10 +336,10 @@ def _end(end: str, tags: tuple[str, ...]) -> re.Pattern[str]:
     )
 
 
-def _ends(text: str, end: str, tags: tuple[str, ...]) -> Iterator[_Tag]:
+def _ends(text: str, end: str, tags: tuple[str, ...], marks: str) -> Iterator[_Tag]:
     for start, stop in _found(_end(end, tags), text):
         before = text[max(0, start - 3) : start]
-        bold = before[len(before.rstrip("*_")) :]
+        bold = before[len(before.rstrip(marks)) :]
         if bold and text.startswith(bold, stop):
             start, stop = start - len(bold), stop + len(bold)
         yield _Tag(start, stop)
@@ -336,24 +347,25 @@ def _ends(text: str, end: str, tags: tuple[str, ...]) -> Iterator[_Tag]:
 
 @cache
 def _cut_end(end: str) -> re.Pattern[str]:
-    """An end tag whose bracket a stop sequence ate, or one in bold or as a heading without brackets."""
-    return re.compile(
-        rf"(?i)(?:\\?[\[【［]{_GAP}{{0,9}}/?(?:{_words(end)}|end)|\n(?:\*\*|#{{1,6}} )(?:{_words(end)}|end)[*:]*)\s*\Z"
-    )
+    """An end tag whose bracket a stop sequence ate, or one on a line of its own without brackets but marked."""
+    name = rf"(?:{_words(end)}|end)"
+    return re.compile(rf"(?i)(?:\\?[\[【［]{_GAP}{{0,9}}/?{name}|\n(?:\*\*|#{{1,6}} ){name}[*:]*|\n\({name}\))\s*\Z")
 
 
 def _section(text: str, place: _Opening, stop: int, tags: tuple[str, ...], end: str) -> _Section:
     """The text behind a tag up to its end tag, or to where the next section opens."""
     body = text[place.stop : stop]
     blocks = _Blocks(body)
-    ends = (tag for tag in _ends(body, end, tags) if not blocks.hold(tag.start))
+    marks = "*_`" if "`" in place.marks else "*_"
+    ends = (tag for tag in _ends(body, end, tags, marks) if not blocks.hold(tag.start))
     cut, groups = _where_it_ends(body, list(islice(ends, _MOST_ENDS + 1)))
+    next_pair = _PROMPTS_BLOCK.search(body)  # the teacher went on to another pair, of which nobody asked
+    if next_pair and cut is not None and cut > next_pair.start() and _PROMPTS_END.match(body, cut):
+        cut = None
     if cut is not None:
         section = body[:cut]
     else:
-        section = body
-        if own_block := _PROMPTS_BLOCK.search(section):  # the teacher went on to a next pair that nobody asked about
-            section = section[: own_block.start()]
+        section = body[: next_pair.start()] if next_pair else body
         if eaten := _cut_end(end).search(section, max(0, len(section) - 60)):
             section = section[: eaten.start()]
         if blocks.unpaired is not None and not _strip(section[blocks.unpaired :]).strip("`~"):
@@ -374,8 +386,8 @@ def _where_it_ends(body: str, ends: list[_Tag]) -> tuple[int | None, int]:
     """Where the section's text ends, None if no end tag closes it, and how many groups of end tags there are.
 
     An end tag closes the section where nothing follows it in its line, or where a sentence ended before it; one amid a
-    sentence or in quotation marks is talked about. Behind the first that closes only the teacher's own words may stand:
-    where there are more, and what lies between could be the answer's, nobody can tell.
+    sentence or in quotation marks is talked about. Behind the first that closes only the teacher's own words may
+    stand: where there are more, and what lies between could be the answer's, nobody can tell.
     """
     closing = [tag for tag in ends[:_MOST_ENDS] if _closes(body, tag)]
     if len(ends) > _MOST_ENDS:
@@ -406,6 +418,8 @@ def _closes(body: str, tag: _Tag) -> bool:
     before, after = body[max(0, tag.start - 40) : tag.start], body[tag.stop : tag.stop + 40]
     if before[-1:] in tuple("`\"'“‘«") or after[:1] in tuple("`\"'”’»,;"):
         return False
+    if body.startswith("[end", tag.start) and before[-1:].isascii() and (before[-1:].isalnum() or before[-1:] == "_"):
+        return False  # arr[end]
     said, goes_on = before.rstrip()[-1:], after.lstrip("*_ \t\n")[:1]
     amid = (said.isalnum() or said == ",") and goes_on.islower()
     ends_line = not after.split("\n", 1)[0].strip(" \t*_.") or "\n" in before[len(before.rstrip()) :]
@@ -458,22 +472,22 @@ def _checked(section: str, name: str, role: int, roles: int, samples: frozenset[
     return section
 
 
+_HELP = (
+    r"(?:help(?! but)|assist|answer|provid(?:e|ing)|comply|fulfill?|complete|do that|do this|generat(?:e|ing)|"
+    r"creat(?:e|ing)|writ(?:e|ing)|rewrit(?:e|ing)|continue|discuss|engage|support|produce|conscience)\b"
+)
 _REFUSAL = re.compile(
-    r"(?i)[\"'“*_]{0,3}(?:(?:(?:i['’]m|i am|we['’]re) (?:very |so |truly |really )?sorry|sorry|(?:i|my) apologi[sz]e?s?|"
-    r"unfortunately|i understand|thank you)(?: for [^.!\n]{0,40})?[,.!:]? ?(?:but |however,? )?)?"
-    r"(?:(?:as|i['’]m|i am) (?:just )?an ai[^.\n]{0,60}?[,.] ?(?:and )?)?"
-    r"(?:(?:i(?:['’]m| am) (?:unable|not able|not comfortable|not willing)|i(?: do|['’]d)? ?(?:not|n['’]t)? feel comfortable|"
-    r"i (?:can(?:['’]t|not| not)|won['’]t(?: be able to)?|will not(?: be able to)?|could not|do not)|"
-    r"i (?:must|have to|need to) (?:respectfully |politely )?(?:decline|refuse))"
-    r"(?: to| with)? (?:\w+ ){0,3}?"
-    r"(?:help(?! but)|assist|answer|provide|providing|comply|fulfil|fulfill|complete|do that|do this|generate|"
-    r"generating|create|creating|write|writing|rewrite|rewriting|continue|discuss|engage|support|produce|decline|"
-    r"this request|that request|your request|conscience)\b"
-    r"|i (?:must|have to|need to) (?:respectfully |politely )?(?:decline|refuse)\b"
-    r"|(?:this|your|the) (?:request|prompt) (?:violates|goes against)\b)"
-    r"|(?:抱歉|对不起|很抱歉)[，,]?(?:但)?我(?:无法|不能)|申し訳(?:ありません|ございません)が、"
-    r"|(?i:(?:es )?tut mir leid, (?:aber )?(?:ich kann|das kann ich|dabei kann ich)|lo siento, (?:pero )?no puedo|"
-    r"(?:je suis )?désolée?, (?:mais )?je ne (?:peux|suis) pas|(?:mi dispiace|desculpe|sinto muito), (?:ma |mas )?n)"
+    r"(?i)[\"'“*_]{0,3}(?:(?:(?:i['’]m|i am) (?:very |so |truly |really )?sorry|sorry|(?:i|my) apologi[sz]es?|"
+    r"unfortunately)?[,.!]? ?(?:but )?(?:(?:as|i['’]m|i am) (?:just )?an ai[^.\n]{0,60}?, ?)?"
+    r"(?:i(?:['’]m| am) (?:unable to|not able to|not comfortable(?: with)?)|i (?:don['’]t|do not) feel comfortable|"
+    r"i (?:can(?:['’]t|not| not)|won['’]t|will not)(?: be able to)?|"
+    r"i (?:must|have to) (?:\w+ly )?(?:decline|refuse) to) "
+    rf"(?:\w+ ){{0,2}}?{_HELP}|i (?:must|have to) (?:\w+ly )?(?:decline|refuse) (?:this|that|your) (?:request|task)\b|"
+    r"this (?:request|prompt) (?:violates|goes against)\b)"
+    r"|(?i:(?:es )?tut mir leid[^.\n]{0,40} nicht (?:weiter)?helfen|lo siento[^.\n]{0,20} no puedo (?:ayudar|cumplir)|"
+    r"(?:je suis )?désolée?[^.\n]{0,20} je ne (?:peux|suis)[^.\n]{0,20} aider)"
+    r"|(?:很抱歉|抱歉|对不起)[，,]?(?:但)?我(?:无法|不能)[^。\n]{0,6}(?:回答|提供|帮|协助|满足|生成)"
+    r"|申し訳(?:ありません|ございません)が、[^。\n]{0,30}(?:お答え|お手伝い|対応|提供)(?:でき|いたしかね)"
 )
 _PLACEHOLDER = re.compile(
     r"(?i)[\s.…*_–—()\[\]<>{}\"'`:-]*(?:(?:(?:insert|write|put|provide|add) )?(?:the|a|an|your|my)? ?"
@@ -496,18 +510,19 @@ _QUALITY = (
 
 @cache
 def _preamble(role: int, roles: int) -> re.Pattern[str]:
-    """ "Here is a new and more detailed answer:" is the teacher speaking, not the answer.
+    """What the teacher says before it begins: "Here is a new and more detailed answer:".
 
     It must speak of an answer (an instruction) as new or better; "Here is a polite response to the customer:" is not.
     """
     noun = "(?:instruction|question|prompt|task)" if role < roles - 1 else "(?:answer|response|instruction)"
-    target = r"(?: (?:to|for) (?:the|your|this) (?:(?:given|original|new|above|revised) ){0,2}(?:instruction|question|prompt))?"
+    named = "(?:(?:given|original|new|above|revised) ){0,2}(?:instruction|question|prompt)"
+    target = rf"(?: (?:to|for) (?:the|your|this) {named})?"
     version = "(?:version of the (?:(?:given|original|previous) )?)?"
     based = r"(?:based on [^\n:,]{0,60}, )?"
     return re.compile(
         rf"(?i)\A[*_]{{0,3}}(?:(?:sure|certainly|of course|absolutely|okay|ok)(?: thing)?[,.!:]? )?{based}[*_]{{0,3}}"
-        rf"(?:(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?(?:{_QUALITY},? ){{1,8}}"
-        rf"{version}{noun}{target}"
+        r"(?:(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?"
+        rf"(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}"
         rf"|(?:a|the|my) (?:{_QUALITY},? ){{1,6}}{noun}{target} (?:would be|could be|might be|is as follows)"
         rf"|{_NEW} {noun})[*_]{{0,3}}:[*_]{{0,3}}(?:\s++|\Z)"
     )
@@ -515,7 +530,7 @@ def _preamble(role: int, roles: int) -> re.Pattern[str]:
 
 @cache
 def _talk(role: int, roles: int) -> re.Pattern[str]:
-    """A sentence in which the teacher speaks of its rewrite: "I hope this improved answer is more helpful!"
+    """A sentence in which the teacher speaks of its rewrite, such as "I hope this improved answer is more helpful!".
 
     An answer may well hope that it helps. Only one that calls itself rewritten, or offers to be, is spoken about.
     """
@@ -523,7 +538,7 @@ def _talk(role: int, roles: int) -> re.Pattern[str]:
     gap, this = r"[^.!?\n]", r"(?:this|the|my|our|above)"
     new = rf"(?:{_NEW}|more [\w-]+(?:,? and (?:more )?[\w-]+)?)"
     itself = rf"\b{this} (?:{new},? (?:and )?){{1,3}}{noun}\b"
-    gains = rf"\b(?:this|the|my) {noun} (?:is|feels|seems|proves|will be|now is|is now) (?:now |much |far )?(?:more|better|clearer)\b"
+    gains = rf"\b(?:this|the|my) {noun} (?:is|feels|seems|will be) (?:now |much |far )?(?:more|better|clearer)\b"
     work = r"(?:revis|refin|improv|rewrit|rewrot|chang|adjust|edit|modif|tweak|expand|enhanc|rework)\w*"
     worked = rf"\b{work} (?:\w+ ){{0,3}}?{this} (?:(?:original|given|previous|initial|{new}) )?{noun}\b"
     verb = (
@@ -544,14 +559,14 @@ def _talk(role: int, roles: int) -> re.Pattern[str]:
         rf"|(?:in |with |by )?(?:(?:this|my) (?:{new},? (?:and )?){{1,3}}|the {strong} ){noun},? "
         rf"(?:(?:now|also|thus|therefore) )?{verb}\b[^\n]{{0,200}}?{evidence}"
         rf"|(?:i|we)(?:['’]ve| have)?(?: also| now| tried to| aimed to)? {worked}"
-        rf"|(?:why|how) (?:this|the) (?:{new} )?{noun} (?:is|was|has been|improves)\b{gap}{{0,40}}(?:better|improv|more)"
+        rf"|(?:why|how) (?:this|the) (?:{new} )?{noun} (?:is|was|improves)\b{gap}{{0,40}}(?:better|improv|more)"
         rf"|(?:the |these |key |main )*(?:changes|improvements)\b{gap}{{0,40}}\b{this} (?:\w+ )?{noun}\b)"
     )
 
 
 _SENTENCE = re.compile(r"\n\s*|[.!?…。！？][\"”’)*_\]]*\s+")
 _FRIENDLY = re.compile(
-    r"(?i)[*_( ]{0,4}(?:i(?:['’]m| am)? (?:hope|trust|happy|glad)|hope|(?:please )?(?:let me know|feel free|don['’]t hesitate)|"
+    r"(?i)[*_( ]{0,4}(?:i(?:['’]m| am)? (?:hope|trust|happy|glad)|hope|(?:please )?(?:let me know|feel free)|"
     r"if you|thank|enjoy|good luck|happy|best|i['’]d be|is there)"
 )
 _PARAGRAPH = re.compile(r"\n[ \t]*+\n[ \t]*+(?=[^\s])")

@@ -80,8 +80,8 @@ class ReflectionPrompt:
             raise SettingsError("A reply is read by `tags` or as JSON by `schema`: give one of them, not both.")
         elif "response" not in self._properties:
             raise SettingsError(
-                f"`schema` has the properties {sorted(self._properties)}, but the rewrite is read from `response` (and "
-                "`instruction`, where that is rewritten too). Add it to the schema's `properties`."
+                f"`schema` has the properties {sorted(self._properties)}, but the rewrite is read from `response` "
+                "(and `instruction`, where that is rewritten too). Add it to the schema's `properties`."
             )
         self._check_example()
 
@@ -146,8 +146,8 @@ class ReflectionPrompt:
         tags = self.tags
         if isinstance(tags, str) or len(tags) not in (1, 2):
             raise SettingsError(
-                f"`tags` is {tags!r}, but a reply has one section (the better answer) or two (the new instruction, the "
-                'answer to it). Give a tuple of one or two tags, such as ("Better Answer",).'
+                f"`tags` is {tags!r}, but a reply has one section (the better answer) or two (the new instruction, "
+                'the answer to it). Give a tuple of one or two tags, such as ("Better Answer",).'
             )
         for name, tag in [*(("tags", tag) for tag in tags), ("end", self.end)]:
             if not tag.strip():

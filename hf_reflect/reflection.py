@@ -1,5 +1,6 @@
 """The transform: a teacher rewrites one part of every pair, inside `datasets.map`."""
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .errors import SettingsError, TeacherError
-from .ledger import Ledger, request_key
+from .ledger import Ledger
 from .pairs import PAIR_FEATURES, SCORE_COLUMNS, WAITING, as_table, error_code, is_usable, put_column, require_columns
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats
@@ -40,9 +41,9 @@ class _Parent(NamedTuple):
 
 
 class _Attempt(NamedTuple):
-    """A chat that is asked, for the how-manieth time, and what its first reply came to."""
+    """Equal versions whose chat is asked, for the how-manieth time, and what the first reply came to."""
 
-    parent: _Parent
+    parents: list[_Parent]
     number: int = 0
     first: Rewrite | None = None
 
@@ -134,7 +135,7 @@ class ReflectionTransform:
             if parent.chat is None:
                 variant, error = parent.values["variant"], parent.values["error"]
                 rewrites[parent.position] = Rewrite(error=f"parent: its {variant} version is unusable ({error})")
-        return self._written(table, columns, {parent.position: parent for parent in parents}, rewrites)
+        return self._written(table, columns, parents, rewrites)
 
     # ---- asking
 
@@ -142,22 +143,23 @@ class ReflectionTransform:
         """By position: the rewrite of each, from the ledger or by asking."""
         if not isinstance(self.teacher, Teacher):
             return self._from_callable(self.teacher, parents)
-        # equal chats are asked once, but are the children of different rows
-        equal: dict[str, list[_Parent]] = {}
+        # equal chats are asked once, but are the parents of different rows
+        equal: dict[str, Ask] = {}
         for parent in parents:
-            equal.setdefault(request_key(self._request(parent)), []).append(parent)
+            ask = self._ask(_Attempt([parent]))
+            if ask.key in equal:
+                equal[ask.key].tag.parents.append(parent)
+            else:
+                equal[ask.key] = ask
         rewrites: dict[int, Rewrite] = {}
 
         def finish(attempt: _Attempt, rewrite: Rewrite) -> None:
-            group = equal[request_key(self._request(attempt.parent))]
-            rewrites.update({parent.position: rewrite for parent in group})
+            for parent in attempt.parents:
+                rewrites[parent.position] = rewrite
 
-        asks = []
-        for key, group in equal.items():
-            if key in self._failed:  # what `prefetch` tried in vain is not asked again by the `map` after it
-                finish(_Attempt(group[0]), self._read(group[0], self._failed[key]))
-            else:
-                asks.append(Ask(self._request(group[0]), _Attempt(group[0])))
+        for key in equal.keys() & self._failed.keys():  # `prefetch` tried these in vain: `map` after it only replays
+            finish(equal[key].tag, Rewrite(error=self._failed[key].error))
+        asks = (ask for key, ask in equal.items() if key not in self._failed)
         self.teacher.stream(asks, lambda attempt, reply: self._judge(attempt, reply, finish), may_ask=self._may_ask)
         return rewrites
 
@@ -177,26 +179,26 @@ class ReflectionTransform:
             left = [parent for parent in left if rewrites[parent.position].error is not None]
         return rewrites
 
-    def _request(self, parent: _Parent, attempt: int = 0) -> dict[str, Any]:
+    def _ask(self, attempt: _Attempt) -> Ask:
         """What the ledger knows this attempt by: a further one is warmer, and has a seed."""
-        assert isinstance(self.teacher, Teacher) and parent.chat is not None
+        chat = attempt.parents[0].chat
+        assert isinstance(self.teacher, Teacher) and chat is not None
         changes: dict[str, Any] = {"response_format": self.prompt.response_format}
-        if attempt:
-            changes |= {"temperature": WARMER, "seed": attempt}
-        return self.teacher.request(parent.chat, **changes)
+        if attempt.number:
+            changes |= {"temperature": WARMER, "seed": attempt.number}
+        return self.teacher.ask(chat, attempt, **changes)
 
     def _judge(self, attempt: _Attempt, reply: Reply, finish: Callable[[_Attempt, Rewrite], None]) -> Verdict:
         """What a reply comes to; perhaps another attempt."""
-        rewrite = self._read(attempt.parent, reply)
+        rewrite = self._read(attempt.parents[0], reply)
         if rewrite.error is None or (reply.error and attempt.first is None):
             finish(attempt, rewrite)
             return Verdict(unusable=rewrite.error is not None)
-        first = attempt.first or rewrite
-        number = attempt.number + 1
+        first, number = attempt.first or rewrite, attempt.number + 1
         if number <= self.retry_unusable and not reply.error:
-            request = self._request(attempt.parent, number)
-            if request_key(request) not in self._failed:
-                return Verdict(True, Ask(request, _Attempt(attempt.parent, number, first)))
+            ask = self._ask(_Attempt(attempt.parents, number, first))
+            if ask.key not in self._failed:
+                return Verdict(True, ask)
         finish(attempt, first)
         return Verdict(unusable=True)
 
@@ -223,12 +225,10 @@ class ReflectionTransform:
 
         def judge(attempt: _Attempt, reply: Reply) -> Verdict:
             if reply.error:
-                self._failed[request_key(self._request(attempt.parent, attempt.number))] = reply
+                self._failed[self._ask(attempt).key] = reply
             return self._judge(attempt, reply, finish)
 
-        asks = (
-            Ask(self._request(parent), _Attempt(parent)) for parent in self._walk(dataset) if parent.chat is not None
-        )
+        asks = (self._ask(_Attempt([parent])) for parent in self._walk(dataset) if parent.chat is not None)
         teacher.stream(asks, judge, self._count(dataset))
         return {name: value - before[name] for name, value in teacher.stats.items()}
 
@@ -258,9 +258,9 @@ class ReflectionTransform:
                             bytes_there, bytes_above = bytes_there + size(parent.chat), bytes_above + size(above)
                         else:
                             above = parent.chat
-                        yield self._request(parent)
+                        yield self._ask(_Attempt([parent])).request
                     elif is_child and error_code(parent.values["error"]) in WAITING and above:
-                        key = request_key(self.teacher.request(above))
+                        key = json.dumps(above)
                         if key not in counted:  # equal rows have equal children
                             counted.add(key)
                             waiting, bytes_waiting = waiting + 1, bytes_waiting + size(above)
@@ -356,48 +356,53 @@ class ReflectionTransform:
         }
 
     def _written(
-        self, table: pa.Table, columns: dict[str, list], parents: dict[int, _Parent], rewrites: dict[int, Rewrite]
+        self, table: pa.Table, columns: dict[str, list], parents: list[_Parent], rewrites: dict[int, Rewrite]
     ) -> pa.Table:
         """The batch with its rewrites, all columns, an explicit schema.
 
         A first batch of nulls must not type a column.
         """
-        taken: list[int] = []  # for each row out, the row in whose other columns it has
-        out: dict[str, list] = {name: [] for name in PAIR_FEATURES}
-        fresh: list[bool] = []
+        for field in _SCHEMA:
+            if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+                table = put_column(table, field, pa.array(columns[field.name], field.type))
+        new = table.take(pa.array([parent.position for parent in parents], pa.int64()))
+        rows = [self._row(parent, rewrites[parent.position]) for parent in parents]
+        for field in _SCHEMA:
+            new = put_column(new, field, pa.array([row[field.name] for row in rows], field.type))
+        # another version's scores are not this one's
+        same = pa.array([row["variant"] == parent.values["variant"] for row, parent in zip(rows, parents, strict=True)])
+        for name in (*SCORE_COLUMNS, "coherence"):
+            if name in new.column_names:
+                column = pc.if_else(same, new[name], pa.scalar(None, new[name].type))
+                new = put_column(new, new.schema.field(name), column)
 
-        def emit(position: int, new: dict[str, Any], is_fresh: bool) -> None:
-            taken.append(position)
-            fresh.append(is_fresh)
-            for name, values in out.items():
-                values.append(new.get(name, columns[name][position]))
-
+        place = {parent.position: len(table) + number for number, parent in enumerate(parents)}
+        order: list[int] = []
         for position in range(len(table)):
-            rewrite = rewrites.get(position)
-            if rewrite is None or self.keep_parent:
-                emit(position, {}, False)
-            if rewrite is None:
-                continue
-            new: dict[str, Any] = {"critique": rewrite.critique, "error": rewrite.error}
-            if rewrite.error is None:
-                new = self._version(parents[position], rewrite)
-            elif self.keep_parent:
-                new |= {"variant": self._child(columns["variant"][position]), "source": self.source}
-                new |= {"instruction": None, "input": "", "response": None}
-            else:
-                new["critique"] = rewrite.critique or columns["critique"][position]
-            emit(position, new, rewrite.error is None or self.keep_parent)
+            if self.keep_parent or position not in place:
+                order.append(position)
+            if position in place:
+                order.append(place[position])
+        return pa.concat_tables([table, new]).take(pa.array(order, pa.int64()))
 
-        result = table.take(pa.array(taken, pa.int64()))
-        for name, values in out.items():
-            field = _SCHEMA.field(name)
-            result = put_column(result, field, pa.array(values, field.type))
-        keep = pa.array([not is_fresh for is_fresh in fresh])
-        for name in (*SCORE_COLUMNS, "coherence"):  # another version's scores are not this one's
-            if name in result.column_names:
-                column = pc.if_else(keep, result[name], pa.scalar(None, result[name].type))
-                result = put_column(result, result.schema.field(name), column)
-        return result
+    def _row(self, parent: _Parent, rewrite: Rewrite) -> dict[str, Any]:
+        """The columns of the design's table for what came of a version."""
+        if rewrite.error is None:
+            return parent.values | self._version(parent, rewrite)
+        if not self.keep_parent:
+            return parent.values | {
+                "critique": rewrite.critique or parent.values["critique"],
+                "error": rewrite.error,
+            }
+        return parent.values | {
+            "variant": self._child(parent.values["variant"]),
+            "source": self.source,
+            "instruction": None,
+            "input": "",
+            "response": None,
+            "critique": rewrite.critique,
+            "error": rewrite.error,
+        }
 
     def _check_failures(self, errors: list[str | None]) -> None:
         if self._may_ask:

@@ -8,7 +8,7 @@ Every argument: `--help`, or hf_reflect/arguments.py. What is written where: REA
 
 from datasets import Dataset
 
-from hf_reflect import ReflectionTransform, SelectionCallback, Teacher, demo, to_pairs, to_training_ids
+from hf_reflect import SelectionCallback, Teacher, demo, to_pairs, to_training_ids
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
 from hf_reflect.launch import load_table, load_tokenizer, main_of
@@ -33,23 +33,23 @@ def load_pairs(data: DataArguments) -> Dataset:
     names = data.rename_columns or {}
     require_columns(dataset.column_names, names, "`rename_columns`", "Give the names as they are: old to new.")
     dataset = dataset.rename_columns(names)
-    return to_pairs(dataset.take(min(data.max_rows or len(dataset), len(dataset))), invalid=data.invalid)
+    dataset = dataset.take(min(data.max_rows or len(dataset), len(dataset)))
+    return to_pairs(dataset, turns=data.turns, invalid=data.invalid)
 
 
-def recycle(run: Run, data: DataArguments, teacher: Teacher) -> None:
+def recycle(run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher) -> None:
     """Pairs → candidates, unless the folder holds them and none of them still waits for the teacher."""
     table = load_pairs(data)
     source = {"dataset": data.dataset, "split": data.split, "content": content_digest(table)}
-    made = run.load("candidates") if run.holds("candidates", data=source, teacher=teacher.sampling()) else None
+    made = run.load("candidates") if run.holds("candidates", data=source, teacher=asked.settings(teacher)) else None
     calls = {"asked": 0, "reused": 0, "failed": 0, "cost": 0.0, "table_reused": made is not None and is_complete(made)}
     run.note(calls=calls)
     if calls["table_reused"]:
         return
-    for part in ("instruction", "response"):
-        transform = ReflectionTransform(teacher, part)
+    for transform in asked.reflections(teacher):
         for name, number in transform.prefetch(table).items():
             calls[name] = calls.get(name, 0) + number
-        table = table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting on the {part}")
+        table = table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting: {transform.part}")
     if made is None or content_digest(made) != content_digest(table):
         run.save("candidates", table)
 
@@ -68,7 +68,7 @@ def main() -> None:
         data.dataset, model.model_name_or_path = demo.PAIRS, str(run.folder / "student")
         run.note(note=demo.NOTE)
     if data.estimate_only:
-        first, then = (ReflectionTransform(teacher, part) for part in ("instruction", "response"))
+        first, then = asked.reflections(teacher)
         run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, load_pairs(data))))
         return run.close()
 
@@ -79,7 +79,7 @@ def main() -> None:
     if data.stage != "recycle":
         tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
     if recycling:
-        run.first("candidates", lambda: recycle(run, data, teacher))
+        run.first("candidates", lambda: recycle(run, data, asked, teacher))
     if data.stage == "recycle":
         run.note(candidates=describe_candidates(run.load("candidates")))
         return run.finish()

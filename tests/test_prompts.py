@@ -1,9 +1,17 @@
+import json
+import pickle
 import random
+import re
+import time
 
+import dill
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_reflect import PROMPTS
-from hf_reflect.prompts import ReflectionPrompt
+from hf_reflect.errors import SettingsError
+from hf_reflect.prompts import ReflectionPrompt, Rewrite
 
 INSTRUCTION, RESPONSE = PROMPTS["instruction"], PROMPTS["response"]
 ERRORS = ("truncated: ", "refused: ", "unparsed: ", "placeholder: ")
@@ -538,3 +546,518 @@ def test_hostile_reply_of_100_kb_is_read_at_once(start, end):
         for prompt in (INSTRUCTION, RESPONSE):
             rewrite = prompt.parse(reply)
             assert (rewrite.response is None) == (rewrite.error is not None)
+
+
+# ---- further replies, in the manner of many models; what a careful reader takes of each, None where that is nothing
+
+MORE_ANSWERS = {
+    "title in bold": (f"It is thin.\n\n**Better Answer:** {A}", A),
+    "title in bold, own line": (f"It is thin.\n\n**Better Answer**\n\n{A}\n\n**End**", A),
+    "heading": (f"## Critique\nIt is thin.\n\n## Better Answer\n\n{A}", A),
+    "numbered heading": (f"### 1. Analysis\nIt is thin.\n\n### 2. Better Answer:\n{A}\n[End]", A),
+    "plain title": (f"It is thin.\n\nBetter Answer: {A}\n", A),
+    "angle": (f"It is thin.\n\n<Better Answer>\n{A}\n</Better Answer>", A),
+    "better answer in prose only": ("A better answer would name the height. I see no reason to write one.", None),
+    "fenced whole": (f"```\nIt is thin.\n\n[Better Answer] {A} [End]\n```", A),
+    "fenced whole md no end": (f"```markdown\nIt is thin.\n\n[Better Answer]\n{A}\n```", A),
+    "fenced with code inside": (f"```markdown\nThin.\n\n[Better Answer]\n{CODE}\n[End]\n```", CODE),
+    "section fenced tags": (f"It is thin.\n\n```\n[Better Answer]\n{A}\n[End]\n```\n", A),
+    "bom": (f"\ufeff[Better Answer] {A} [End]", A),
+    "zero width in tag": (f"It is thin.\n\n[\u200bBetter Answer\u200b]\u200b {A} [\u200bEnd]", A),
+    "nbsp": (f"It is thin.\n\n[Better\xa0Answer]\xa0{A}\xa0[End]", A),
+    "zwsp before tag": (f"It is thin.\n\n\u200b[Better Answer]\u200b\n{A}\n\u200b[End]\u200b", A),
+    "cjk brackets": (f"太短。\n\n【Better Answer】{A}【End】", A),
+    "escaped": (f"It is thin.\n\n\\[Better Answer\\] {A} \\[End\\]", A),
+    "double brackets": (f"It is thin.\n\n[[Better Answer]] {A} [[End]]", A),
+    "closing tag of its own": (f"It is thin.\n\n[Better Answer]\n{A}\n[/Better Answer]", A),
+    "end of better answer": (f"[Better Answer]\n{A}\n[End of Better Answer]", A),
+    "END": (f"[Better Answer]\n{A}\n[END]", A),
+    "the end of the answer": (f"[Better Answer]\n{A}\n[The End of the Answer]", A),
+    "end answer": (f"[Better Answer]\n{A}\n[End Answer]", A),
+    "bold end only": (f"[Better Answer]\n{A}\n\n**[End]**", A),
+    "eaten bracket": (f"[Better Answer] {A} [End", A),
+    "backticked tags": (f"It is thin.\n\n`[Better Answer]` {A} `[End]`", A),
+    "inline code end": ("[Better Answer] Finish the file with `[End]`.", "Finish the file with `[End]`."),
+    "quoted end": ('[Better Answer] Every card says "[End]" in red. [End]', 'Every card says "[End]" in red.'),
+    "end amid, none closing": (
+        "[Better Answer] Write [End] on the last card. Then shuffle.",
+        "Write [End] on the last card. Then shuffle.",
+    ),
+    "end on own line quoted": (
+        "[Better Answer]\nFinish the file with the line\n[End]\nand save it.\n[End]",
+        "Finish the file with the line\n[End]\nand save it.",
+    ),
+    "sign-off named end": (f"[Better Answer] {A} [End]\n\nI closed the section with [End] as asked.", A),
+    "sign-off same line": (f"[Better Answer] {A} [End] I hope this improved answer is more helpful!", A),
+    "explanation behind with end": (f"[Better Answer] {A} [End]\n\n[Explanation]\nThis names the height. [End]", A),
+    "note behind, end again": (
+        f"[Better Answer]\n{A}\n[End]\n\nThis revised answer is more detailed, since it names the height.\n[End]",
+        A,
+    ),
+    "next pair hallucinated": (
+        f"[Better Answer] {A} [End]\n\n[Instruction]\nName a tree.\n\n"
+        f"[The Start of Answer]\nOak.\n[The End of Answer]\n\nThin.\n",
+        A,
+    ),
+    "next pair hallucinated, no end": (
+        f"[Better Answer] {A}\n\n[Instruction]\nName a tree.\n\n[The Start of Answer]\nOak.\n[The End of Answer]",
+        A,
+    ),
+    "im_end": (f"It is thin.\n\n[Better Answer] {A} [End]<|im_end|>", A),
+    "im_end no end": (f"It is thin.\n\n[Better Answer] {A}<|im_end|>\n", A),
+    "eos": (f"It is thin.\n\n[Better Answer] {A}</s>", A),
+    "struck": ("[Better Answer] The price is <s>9</s>", "The price is <s>9</s>"),
+    "rule before end-less end": (f"It is thin.\n\n---\n\n[Better Answer]\n\n{A}\n\n---\n", A),
+    "sign-off no end": (f"It is thin.\n\n[Better Answer] {A}\n\nI hope this improved answer is more helpful!", A),
+    "sign-off no end inline": (f"It is thin.\n\n[Better Answer] {A} I hope this improved answer is more helpful!", A),
+    "sign-off before end": (
+        f"It is thin.\n\n[Better Answer] {A}\n\n"
+        f"Let me know if you would like any changes to this improved answer.\n[End]",
+        A,
+    ),
+    "sign-off with friendly tail": (
+        f"[Better Answer] {A}\n\nI hope this revised answer meets your expectations! "
+        f"Let me know if you need anything else.",
+        A,
+    ),
+    "sign-off note": (
+        f"[Better Answer] {A}\n\n*Note: This revised answer provides more detail than the original.*",
+        A,
+    ),
+    "sign-off bullets": (
+        f"[Better Answer] {A}\n\n**Why this answer is better:**\n- It names the height.\n- It is complete.",
+        A,
+    ),
+    "sign-off rule": (
+        f"[Better Answer] {A}\n\n---\n\nThis improved answer addresses the issues of the original answer.",
+        A,
+    ),
+    "sign-off I have": (f"[Better Answer] {A}\n\nI have improved the original answer by naming the height.", A),
+    "friendly stays": (
+        f"[Better Answer] {A}\n\nI hope this helps! Let me know if you have any questions. [End]",
+        f"{A}\n\nI hope this helps! Let me know if you have any questions.",
+    ),
+    "friendly stays 2": (
+        f"[Better Answer] {A} I hope this answers your question!",
+        f"{A} I hope this answers your question!",
+    ),
+    "friendly stays 3": (
+        "[Better Answer] Rest and drink. Let me know if you'd like a version for children! [End]",
+        "Rest and drink. Let me know if you'd like a version for children!",
+    ),
+    "friendly stays 4": (
+        "[Better Answer] Dear Ms Ono,\n\nI hope this response finds you well.\n\n"
+        "If you need more details, feel free to call.\n\nBest,\nJo [End]",
+        "Dear Ms Ono,\n\nI hope this response finds you well.\n\nIf you need more details, feel free to call.\n\n"
+        "Best,\nJo",
+    ),
+    "statement stays": (
+        "[Better Answer] We must choose. The better answer is to wait, and it is more patient. [End]",
+        "We must choose. The better answer is to wait, and it is more patient.",
+    ),
+    "begins here are": (
+        "[Better Answer] Here are three new and better answers children give: yes, no, why. [End]",
+        "Here are three new and better answers children give: yes, no, why.",
+    ),
+    "begins sure": ("[Better Answer] Sure! The moon pulls the sea. [End]", "Sure! The moon pulls the sea."),
+    "revised essay": (
+        "[Better Answer] Here is a revised version of your essay:\n\nOnce there was a fox. [End]",
+        "Here is a revised version of your essay:\n\nOnce there was a fox.",
+    ),
+    "preamble based": (f"[Better Answer] Based on the critique above, here is an improved answer:\n\n{A} [End]", A),
+    "preamble would be": (f"[Better Answer] A better and more complete answer would be: {A} [End]", A),
+    "two, first a placeholder": (
+        f"Format:\n[Better Answer] your answer [End]\n\nHere goes:\n\n[Better Answer] {A} [End]",
+        A,
+    ),
+    "mention opens a line": (f"- [Better Answer] must name the height.\n\n[Better Answer] {A} [End]", A),
+    "mention at line behind": (f"[Better Answer] {A} [End]\n\n[Better Answer] is complete now.", A),
+    "draft and final": (f"[Better Answer] Water boils.\n\nHm, too short. Again:\n\n[Better Answer] {A} [End]", A),
+    "two answers": ("[Better Answer] Heat it. [End]\n\n[Better Answer] Boil it. [End]", None),
+    "same twice": (f"[Better Answer] {A} [End]\n\n[Better Answer] {A} [End]", A),
+    "tag quoted amid": (
+        f"Thin.\n[Better Answer] Put [Better Answer] before it. {A} [End]",
+        f"Put [Better Answer] before it. {A}",
+    ),
+    "tag quoted amid, tag amid": (
+        "So here it is: [Better Answer] Put [Better Answer] before it. [End]",
+        "Put [Better Answer] before it.",
+    ),
+    "echo of the prompt": (
+        f"We would like you to answer questions. "
+        f"Generate a better answer, in the format of [Better Answer] your answer [End]\n\n"
+        f"It is thin.\n\n[Better Answer] {A} [End]",
+        A,
+    ),
+    "echo only": (
+        "Generate a better answer, new and complete, in the format of [Better Answer] your answer [End]",
+        None,
+    ),
+    "step label": (f"Step 1: It is thin.\nStep 2: [Better Answer] {A} [End]", A),
+    "paren number": (f"(1) It is thin.\n(2) [Better Answer] {A} [End]", A),
+    "roman": (f"I. It is thin.\nII. [Better Answer] {A} [End]", A),
+    "emoji": (f"It is thin.\n\n✅ [Better Answer] {A} [End]", A),
+    "keycap": (f"1️⃣ It is thin.\n\n2️⃣ [Better Answer] {A} [End]", A),
+    "bold all": (f"It is thin.\n\n**[Better Answer] {A} [End]**", A),
+    "bold all no end": (f"It is thin.\n\n**[Better Answer] {A}**", A),
+    "underscore tag": (f"[Better_Answer] {A} [End]", A),
+    "colon in tag": (f"[Better Answer:] {A} [End]", A),
+    "space colon": (f"[Better Answer] : {A} [End]", A),
+    "smiley": ("[Better Answer] :-) is a smiley. [End]", ":-) is a smiley."),
+    "start of": (f"[The Start of Better Answer]\n{A}\n[The End of Better Answer]", A),
+    "R1": (
+        f"<think>\nOkay, so I need [Better Answer] x [End]. Let me see.\n</think>\n\n**Critique**\n\nThin.\n\n"
+        f"**[Better Answer]**\n\n{A}\n\n**[End]**",
+        A,
+    ),
+    "two thinkings": (f"<think>\n\n</think>\n<think>a</think>\n[Better Answer] {A} [End]", A),
+    "thinking after a word": (
+        f"Okay.\n<think>\n[Better Answer] draft [End]\n</think>\nThin.\n[Better Answer] {A} [End]",
+        A,
+    ),
+    "thinking tag": (f"<thinking>[Better Answer] d [End]</thinking>\n[Better Answer] {A} [End]", A),
+    "CRLF inside": ("Thin.\r\n[Better Answer]\r\n```\r\na\r\n\r\nb\r\n```\r\n[End]", "```\na\n\nb\n```"),
+    "tilde fence": ("[Better Answer]\n~~~\n[End]\n~~~\nDone. [End]", "~~~\n[End]\n~~~\nDone."),
+    "four ticks": (
+        "[Better Answer]\n````md\n```\n[End]\n```\n````\nDone. [End]",
+        "````md\n```\n[End]\n```\n````\nDone.",
+    ),
+    "None": ("[Better Answer] (none) [End]", None),
+    "insert": ("[Better Answer] [Insert the better answer here] [End]", None),
+    "your improved": ("[Better Answer] <your improved answer goes here> [End]", None),
+    "smile": ("[Better Answer] 🙂 [End]", "🙂"),
+    "plus": ("[Better Answer] + [End]", "+"),
+    "llama2 refusal": (
+        "[Better Answer] I cannot fulfill your request. "
+        "I'm just an AI, it's not within my programming or ethical guidelines to provide that. [End]",
+        None,
+    ),
+    "decline": ("I must respectfully decline to rewrite this.", None),
+    "chinese refusal": ("[Better Answer] 抱歉，我无法回答这个问题。[End]", None),
+    "won't be able": ("[Better Answer] I'm sorry, but I won't be able to help with that. [End]", None),
+    "begins sorry": (
+        "[Better Answer] Sorry for the wait! Your parcel ships today. [End]",
+        "Sorry for the wait! Your parcel ships today.",
+    ),
+    "understand": (
+        "[Better Answer] I understand that grief takes time. Write letters to her. [End]",
+        "I understand that grief takes time. Write letters to her.",
+    ),
+    "I do not write": (
+        "[Better Answer] I do not write poems at noon, said the poet. [End]",
+        "I do not write poems at noon, said the poet.",
+    ),
+    "story": ("[Better Answer] They lived happily.\n\nThe End [End]", "They lived happily.\n\nThe End"),
+    "story no end": ("[Better Answer] They lived happily.\n\nThe End", "They lived happily.\n\nThe End"),
+    "pseudo": ("[Better Answer]\nIf x\n  stop\nEnd", "If x\n  stop\nEnd"),
+    "template": (
+        "[Better Answer]\nDear [Name],\n\n[Your message]\n\n[Your Name]\n[End]",
+        "Dear [Name],\n\n[Your message]\n\n[Your Name]",
+    ),
+    "song": ("[Better Answer]\n[Verse 1]\nRain\n\n[Chorus]\nRain, rain", "[Verse 1]\nRain\n\n[Chorus]\nRain, rain"),
+    "index": ("[Better Answer] x = arr[end]", "x = arr[end]"),
+    "closed heading": (f"### [Better Answer] ###\n{A}\n### [End] ###", A),
+    "end in parentheses": (f"[Better Answer]\n{A}\n\n(End)", A),
+    "regret in a letter": (
+        "[Better Answer] I must decline your kind invitation. [End]",
+        "I must decline your kind invitation.",
+    ),
+    "latex": ("[Better Answer] \\[ E = mc^2 \\] holds. [End]", "\\[ E = mc^2 \\] holds."),
+}
+MORE_PAIRS = {
+    "titles": f"Vague.\n\n**New Instruction:** {Q}\n\n**New Answer:** {A}",
+    "heading titles": f"### Critique\nVague.\n\n### New Instruction\n{Q}\n\n### New Answer\n{A}\n",
+    "plain titles": f"1. Vague.\n\n2. New Instruction: {Q}\n\n3. New Answer: {A}",
+    "mixed": f"Vague.\n\n**New Instruction:** {Q}\n\n[New Answer] {A} [End]",
+    "wrong order": f"Vague.\n\n[New Answer] {A} [End]\n\n[New Instruction] {Q} [End]",
+    "format first": f"[New Instruction] your instruction [End]\n[New Answer] your answer [End]\n\nNow mine:\n\n"
+    f"[New Instruction] {Q} [End]\n[New Answer] {A} [End]",
+    "rule between": f"Vague.\n\n---\n\n[New Instruction] {Q}\n\n---\n\n[New Answer] {A}\n\n---",
+    "number alone": f"1.\nVague.\n\n2.\n[New Instruction] {Q}\n\n3.\n[New Answer] {A}",
+    "title left": f"1. Vague.\n\n2. [New Instruction] {Q}\n\n3. "
+    f"Answer the newly generated instruction:\n[New Answer] {A} [End]",
+    "title left bold": f"**[New Instruction]** {Q}\n\n**Answer to the new instruction:**\n\n**[New Answer]** {A}",
+    "instruction talked about": f"Vague.\n[New Instruction] {Q}\n\n"
+    f"This new instruction is more complex and can be answered independently.\n\n[New Answer] {A} [End]",
+    "instruction talked about 2": f"Vague.\n[New Instruction] {Q} "
+    f"Let me know if you would like changes to this rewritten instruction. [End]\n[New Answer] {A} [End]",
+    "answer talked about": f"Vague.\n[New Instruction] {Q} [End]\n[New Answer] {A}\n\n"
+    f"I hope this new instruction and answer are more helpful!",
+    "preamble question": f"[New Instruction] Here is a new and more challenging question: {Q} [End]\n"
+    f"[New Answer] {A} [End]",
+    "bold all": f"**[New Instruction] {Q}**\n\n**[New Answer]** {A}",
+    "fenced": f"```\n[New Instruction] {Q} [End]\n\n[New Answer] {A} [End]\n```",
+    "fence each": f"Vague.\n\n```\n[New Instruction]\n{Q}\n[End]\n```\n\n```\n[New Answer]\n{A}\n[End]\n```",
+    "one line ends numbered": f"1. Vague. 2. [New Instruction] {Q} [End] 3. [New Answer] {A} [End]",
+    "closing tags": f"[New Instruction]{Q}[/New Instruction]\n\n[New Answer]{A}[/New Answer]",
+    "end of new": f"[New Instruction] {Q} [End of New Instruction]\n\n[New Answer] {A} [End of New Answer]",
+    "sure": f"Sure! Here's my analysis:\n\n1. Vague.\n\n2. **New Instruction**: [New Instruction] {Q} [End]\n\n3. "
+    f"**New Answer**: [New Answer] {A} [End]",
+}
+
+
+@pytest.mark.parametrize(("reply", "answer"), MORE_ANSWERS.values(), ids=MORE_ANSWERS)
+def test_careful_reader_takes_the_answer_or_nothing(reply, answer):
+    rewrite = RESPONSE.parse(reply)
+    assert (rewrite.instruction, rewrite.response) == (None, answer)
+    assert (rewrite.error is None) == (answer is not None)
+
+
+@pytest.mark.parametrize("reply", MORE_PAIRS.values(), ids=MORE_PAIRS)
+def test_careful_reader_takes_both_sections(reply):
+    rewrite = INSTRUCTION.parse(reply)
+    assert (rewrite.instruction, rewrite.response, rewrite.error) == (Q, A, None)
+
+
+UNDECIDABLE = {
+    "an end amid the answer, or an answer and a remark": f"[Better Answer]\n{A}\n[End]\n\nHeat it slowly.\n[End]",
+    "two drafts": "[Better Answer] Heat it.\n\n[Better Answer] Boil it.",
+    "a whole section inside another": f"[Better Answer]\nWrite:\n[Better Answer] {A} [End]\nand go on.\n[End]",
+}
+
+
+@pytest.mark.parametrize("reply", UNDECIDABLE.values(), ids=UNDECIDABLE)
+def test_reply_that_can_be_read_in_two_ways_is_not_read(reply):
+    assert RESPONSE.parse(reply).error.startswith("unparsed: ")
+
+
+def test_sections_in_the_wrong_order_count_only_where_each_is_closed():
+    assert INSTRUCTION.parse(f"[New Answer] {A} [End]\n[New Instruction] {Q} [End]").response == A
+    rewrite = INSTRUCTION.parse(f"[New Answer] would follow.\n\n[New Instruction] {Q} [End]")
+    assert rewrite.response is None and rewrite.error.startswith("unparsed: ")
+
+
+def test_fence_around_the_whole_reply_is_no_part_of_the_answer_but_one_around_code_is():
+    assert RESPONSE.parse("```\n[Better Answer]\n```sh\nls\n```\n[End]\n```").response == "```sh\nls\n```"
+
+
+# ---- properties
+
+
+# what the parser rightly takes for something else: tags, placeholders, refusals, thinking, end tokens
+NOT_SURELY = re.compile(
+    r"(?i)answer|response|instruction|n/?a\W*$|none|tbd|todo|same as|not appl|sorry|apolog|"
+    r"\bi (?:ca|wo|am|mu|do|wi)|i.m |"
+    r"request|think|[\[【［(][^\]】］]*end|\*\* *end|# *end|</s>|<\||<end|[\u200b\u2060\ufeff]"
+)
+PARTS = (
+    "End Ending end in [1] ] [x] [Verse] **bold** *a* _b_ # ## > - --- 1. 2) ``` ```py ~~~ ` : ： N/A? rain and more "
+    "Sure! Here is are three I hope this helps! Let me know <b> </b> { } \\ 水 ß"
+)
+
+
+def is_surely_an_answer(text):
+    return any(char.isalnum() for char in text) and not NOT_SURELY.search(text)
+
+
+TEXTS = (
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1, max_size=80),
+        st.lists(st.sampled_from([*PARTS.split(), "\n", "\n\n", "\t"]), min_size=1, max_size=14).map(" ".join),
+    )
+    .map(str.strip)
+    .filter(is_surely_an_answer)
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(TEXTS, TEXTS, TEXTS)
+def test_what_is_rendered_is_read_back_to_the_character(instruction, response, critique):
+    for prompt in PROMPTS.values():
+        part = None if prompt in (RESPONSE, PROMPTS["response-json"]) else instruction
+        rewrite = Rewrite(part, response, critique)
+        assert prompt.parse(prompt.render(rewrite)) == rewrite
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from([*PIECES, *HOSTILE, "{", '"response"', ": "]), st.text(max_size=9))), TEXTS)
+def test_no_text_makes_parse_raise(pieces, text):
+    for prompt in PROMPTS.values():
+        rewrite = prompt.parse("".join([*pieces, text]))
+        assert (rewrite.response is None) == (rewrite.error is not None)
+        assert rewrite.error is None or rewrite.error.startswith(ERRORS)
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_hostile_replies_take_linear_time(name):
+    units = [
+        *HOSTILE,
+        "{",
+        '{"a":',
+        '{"a":[',
+        '{"response": "',
+        '{"response":"x","a":{',
+        "\n<think>",
+        "~~~\n",
+        "[[",
+        "【",
+    ]
+    for unit in units:
+        for start in ("", "[Better Answer] ", "[New Instruction] x [New Answer] ", '{"response": "'):
+            reply = start + unit * (100_000 // len(unit))
+            begin = time.process_time()
+            PROMPTS[name].parse(reply)
+            assert time.process_time() - begin < 0.5, (start, unit)  # some 0.03 s; quadratic ones take minutes
+
+
+# ---- JSON
+
+PAIR_JSON, ANSWER_JSON = PROMPTS["instruction-json"], PROMPTS["response-json"]
+OBJECT = json.dumps({"critique": "Thin.", "response": A}, ensure_ascii=False)
+GOOD_JSON = {
+    "as asked": OBJECT,
+    "fenced": f"```json\n{OBJECT}\n```",
+    "text around": f"Here is the JSON you asked for:\n\n{OBJECT}\n\nI hope this helps!",
+    "thinking": f'<think>Perhaps {{"response": "draft"}}</think>\n{OBJECT}',
+    "thinking whose beginning the chat template kept": f'Perhaps {{"response": "draft"}}\n</think>\n{OBJECT}',
+    "BOM": f"\ufeff{OBJECT}",
+    "end token": f"{OBJECT}<|im_end|>",
+    "extra keys": json.dumps({"critique": "Thin.", "score": 3, "response": A, "tags": ["x"]}),
+    "other case": json.dumps({"Critique": "Thin.", "Response": A}),
+    "wrapped": json.dumps({"result": {"critique": "Thin.", "response": A}}),
+    "in a list": json.dumps([{"critique": "Thin.", "response": A}]),
+    "braces before": f"The set {{x}} and {{ y }} are named.\n{OBJECT}",
+    "twice the same": f"{OBJECT}\n{OBJECT}",
+    "preamble": json.dumps({"critique": "Thin.", "response": f"Here is an improved answer:\n\n{A}"}),
+}
+
+
+@pytest.mark.parametrize("reply", GOOD_JSON.values(), ids=GOOD_JSON)
+def test_json_reply_is_read_to_the_character(reply):
+    assert ANSWER_JSON.parse(reply) == Rewrite(None, A, "Thin.")
+
+
+def test_json_reply_to_the_instruction_prompt_brings_the_pair():
+    reply = json.dumps({"critique": "Vague.", "instruction": Q, "response": A})
+    assert PAIR_JSON.parse(reply) == Rewrite(Q, A, "Vague.")
+
+
+def test_line_ends_that_a_weak_endpoint_left_in_strings_are_kept():
+    assert (
+        ANSWER_JSON.parse('{"critique": "Thin.", "response": "One.\n\nTwo.\tThree."}').response
+        == "One.\n\nTwo.\tThree."
+    )
+
+
+def test_words_of_thinking_inside_a_json_string_stay():
+    assert ANSWER_JSON.parse('{"response": "Models write </think> last."}').response == "Models write </think> last."
+
+
+def test_json_reply_without_a_critique_is_a_rewrite_all_the_same():
+    assert ANSWER_JSON.parse(json.dumps({"response": A})) == Rewrite(None, A)
+
+
+UNUSABLE_JSON = {
+    "empty": (ANSWER_JSON, "", "unparsed"),
+    "prose": (ANSWER_JSON, "The answer is fine.", "unparsed"),
+    "cut off": (ANSWER_JSON, OBJECT[:-20], "unparsed"),
+    "other keys": (ANSWER_JSON, '{"answer": "x"}', "unparsed"),
+    "no instruction": (PAIR_JSON, OBJECT, "unparsed"),
+    "no response": (PAIR_JSON, json.dumps({"critique": "", "instruction": Q}), "unparsed"),
+    "null": (ANSWER_JSON, '{"response": null}', "unparsed"),
+    "a list": (ANSWER_JSON, '{"response": ["x"]}', "unparsed"),
+    "a number": (ANSWER_JSON, '{"response": 42}', "unparsed"),
+    "blank": (ANSWER_JSON, '{"response": " \\n"}', "unparsed"),
+    "two": (ANSWER_JSON, '{"response": "Heat it."} {"response": "Boil it."}', "unparsed"),
+    "deep": (ANSWER_JSON, '{"a":' * 20_000, "unparsed"),
+    "deep list": (ANSWER_JSON, '{"response":' + "[" * 100_000, "unparsed"),
+    "placeholder": (ANSWER_JSON, '{"response": "..."}', "placeholder"),
+    "N/A": (ANSWER_JSON, '{"response": "N/A"}', "placeholder"),
+    "refusal in the object": (ANSWER_JSON, '{"response": "I\'m sorry, but I can\'t help with that."}', "refused"),
+    "refusal key": (ANSWER_JSON, '{"refusal": "I will not."}', "refused"),
+    "refusal in prose": (ANSWER_JSON, "I'm sorry, but I can't assist with that.", "refused"),
+}
+
+
+@pytest.mark.parametrize(("prompt", "reply", "code"), UNUSABLE_JSON.values(), ids=UNUSABLE_JSON)
+def test_json_reply_without_a_rewrite_has_its_reason(prompt, reply, code):
+    rewrite = prompt.parse(reply)
+    assert rewrite.instruction is None and rewrite.response is None
+    assert rewrite.error.startswith(f"{code}: ") and len(rewrite.error) < 250
+
+
+def test_cut_off_json_is_truncated_where_the_endpoint_says_so():
+    assert ANSWER_JSON.parse(OBJECT[:-20], "length").error.startswith("truncated: ")
+
+
+@pytest.mark.parametrize(("part", "keys"), [("response", 2), ("instruction", 3)])
+def test_json_prompt_asks_the_same_and_names_its_schema(part, keys):
+    tagged, structured = (PROMPTS[name].chat("Name a river.", "The Rhine.", "x") for name in (part, f"{part}-json"))
+    assert structured[0] == tagged[0]
+    asked = structured[1]["content"]
+    assert asked.startswith(tagged[1]["content"].split(", put the new")[0].split(", in the format")[0])
+    assert "[End]" not in asked and "JSON" in asked
+    form = PROMPTS[f"{part}-json"].response_format
+    schema = form["json_schema"]["schema"]
+    assert form["type"] == "json_schema" and form["json_schema"]["strict"] is True
+    assert len(schema["properties"]) == keys and schema["required"] == list(schema["properties"])
+    assert schema["additionalProperties"] is False and json.dumps(form)
+    assert PROMPTS[part].response_format is None
+
+
+# ---- own prompts
+
+OWN = dict(system="Sei knapp.", user="{history}{instruction}\n{input}{response}\nSchreibe [Besser] dein Text [Ende]")
+
+
+def test_prompt_in_another_language_brings_its_tags_end_and_blocks():
+    prompt = ReflectionPrompt(
+        **OWN, tags=("Besser",), end="Ende", input_block="Eingabe: {input}\n", history_block="Vorher:\n{turns}\n"
+    )
+    history = [{"role": "user", "content": "Hallo"}]
+    asked = prompt.chat("Übersetze.", "Bonjour.", input="Guten Tag", history=history)[1]["content"]
+    assert asked.startswith("Vorher:\nUSER: Hallo\nÜbersetze.\nEingabe: Guten Tag\nBonjour.\n")
+    for end in ("[Ende]", "**[ende]**", "[End]", "[/Besser]"):
+        assert (
+            prompt.parse(f"Zu knapp.\n\n[Besser] Am Ende regnet es. {end}\nBis bald!").response == "Am Ende regnet es."
+        )
+    assert prompt.parse("[Besser] dein Text [Ende]").error.startswith("placeholder: ")
+
+
+def test_template_without_braces_of_json_reads_json_by_a_schema():
+    schema = {"type": "object", "properties": {"response": {"type": "string"}}}
+    prompt = ReflectionPrompt(system="", user="{instruction} {response} Reply as {{...}}.", schema=schema)
+    assert prompt.parse('{"response": "Rain."}') == Rewrite(None, "Rain.")
+    assert prompt.response_format["json_schema"]["schema"]["additionalProperties"] is False
+
+
+REFUSED = {
+    "example in other tags": (dict(tags=("Besser",), example="Knapp.\n[Better] Regen. [End]"), r"no \[Besser\]"),
+    "example with one section": (dict(tags=("Neu", "Antwort"), example="[Neu] Regen? [End]"), r"no \[Antwort\]"),
+    "example of placeholders": (
+        dict(tags=("Besser",), example="[Besser] dein Text [Ende]", end="Ende"),
+        "placeholder",
+    ),
+    "no tags": (dict(tags=()), "one section"),
+    "three tags": (dict(tags=("a", "b", "c")), "one section"),
+    "a string": (dict(tags="Besser"), "one section"),
+    "empty tag": (dict(tags=(" ",)), "empty tag"),
+    "empty end": (dict(tags=("Besser",), end=""), "empty tag"),
+    "duplicate tags": (dict(tags=("Better  Answer", "better answer")), "twice"),
+    "tag is the end": (dict(tags=("Schluss",), end="schluss"), "closes a section"),
+    "tag is an English end": (dict(tags=("The End",), end="Ende"), "closes a section"),
+    "tags and schema": (dict(tags=("a",), schema={"properties": {"response": {}}}), "not both"),
+    "schema without response": (dict(schema={"properties": {"answer": {}}}), "`response`"),
+    "unknown field": (dict(tags=("a",), user="{instruction}{response}{kontext}"), r"\{kontext\}.*\{history\}"),
+    "no response": (dict(tags=("a",), user="{instruction}"), r"lacks \{response\}"),
+    "lone brace": (dict(tags=("a",), user="{instruction}{response} {"), "Double the braces"),
+    "positional": (dict(tags=("a",), user="{instruction}{response} {}"), "fields are"),
+    "input block": (dict(tags=("a",), input_block="Eingabe: {x}"), r"\{x\}"),
+    "input block without it": (dict(tags=("a",), input_block="Eingabe"), r"lacks \{input\}"),
+    "history block": (dict(tags=("a",), history_block="{history}"), r"\{turns\}"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_prompt_that_cannot_work_is_refused_at_construction(change, message):
+    with pytest.raises(SettingsError, match=message):
+        ReflectionPrompt(**{**OWN, **change})
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("module", [pickle, dill])
+def test_prompt_survives_pickling_and_equals_itself(module, name):
+    again = module.loads(module.dumps(PROMPTS[name]))
+    assert again == PROMPTS[name] and hash(again) == hash(PROMPTS[name])
+    assert again.parse(again.render(Rewrite(Q, A, "Vague."))).response == A
+    assert PROMPTS["response"] != PROMPTS["response-json"]

@@ -123,12 +123,10 @@ class Teacher:
 
     def __call__(self, chats: list[Chat]) -> list[Reply]:
         """Answer every chat, from the ledger or by asking; in order."""
-        requests = [self.request(chat) for chat in chats]
+        asks = [self.ask(chat) for chat in chats]
         found: dict[str, Reply] = {}
-        keys = [request_key(request) for request in requests]
-        asks = (Ask(request, key) for request, key in zip(requests, keys, strict=True))
-        self.stream(asks, lambda key, reply: found.update({key: reply}), len(chats))
-        return [found[key] for key in keys]
+        self.stream((ask._replace(tag=ask.key) for ask in asks), lambda key, reply: found.update({key: reply}))
+        return [found[ask.key] for ask in asks]
 
     def stream(
         self,
@@ -180,9 +178,20 @@ class Teacher:
 
     def sampling(self, **changes: Any) -> dict[str, Any]:
         """What determines a reply besides the messages; a setting that is None is not sent."""
-        names = ("model", "temperature", "top_p", "max_tokens")
-        sampling = {name: getattr(self, name) for name in names} | {"extra_body": self.extra_body or None} | changes
+        sampling: dict[str, Any] = {
+            "model": self.model,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "extra_body": self.extra_body or None,
+            **changes,
+        }
         return {name: value for name, value in sampling.items() if value is not None}
+
+    def ask(self, chat: Chat, tag: Any = None, **changes: Any) -> Ask:
+        """A chat as `stream` takes it; `changes` as of `request`."""
+        request = self.request(chat, **changes)
+        return Ask(request_key(request), request, tag)
 
     def key(self, chat: Chat) -> str:
         """The ledger's key of this chat."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..ledger import Ledger, request_key
+from ..ledger import Ledger
 from .replies import Question, Reply, reply_of
 from .round import Progress
 
@@ -16,8 +16,9 @@ _AT_ONCE = 100
 
 
 class Ask(NamedTuple):
-    """A request, and whatever its asker knows it by."""
+    """A request, its key in the ledger, and whatever its asker knows it by."""
 
+    key: str
     request: dict[str, Any]
     tag: Any
 
@@ -52,20 +53,19 @@ class Stream:
         asks = iter(asks)
         while some := list(islice(asks, _AT_ONCE)):
             while some:
-                keyed = [(request_key(ask.request), ask) for ask in some]
-                known = self.ledger.get(key for key, _ in keyed)
-                some = []
-                for key, ask in keyed:
-                    if (digest := bytes.fromhex(key)) in self._seen:
+                known = self.ledger.get(ask.key for ask in some)
+                new, some = some, []
+                for ask in new:
+                    if (digest := bytes.fromhex(ask.key)) in self._seen:
                         self.teacher.count(reused=1)
                         self.progress.count(reused=True, unusable=False)
-                    elif key in known:
+                    elif ask.key in known:
                         self._seen.add(digest)
                         self.teacher.count(reused=1)
-                        some += self._tell(ask.tag, reply_of(known[key], reused=True))
+                        some += self._tell(ask.tag, reply_of(known[ask.key], reused=True))
                     else:
                         self._seen.add(digest)
-                        yield self._question(key, ask)
+                        yield self._question(ask)
 
     def deliver(self, question: Question, reply: Reply) -> Iterator[Question]:
         """Tell of a reply that was asked for; yields what must be asked after it."""
@@ -85,12 +85,12 @@ class Stream:
             return []
         return [verdict.then]
 
-    def _question(self, key: str, ask: Ask) -> Question:
+    def _question(self, ask: Ask) -> Question:
         chat, teacher = ask.request["messages"], self.teacher
         # No tokenizer makes more tokens than bytes, and 16 a message cover what a chat template adds.
         prompt = size(chat) + 16 * len(chat)
         cost = teacher.cost(prompt, teacher.max_tokens)
-        return Question(key, ask.request, ask.tag, size(chat) // 4, prompt + teacher.max_tokens, cost)
+        return Question(*ask, size(chat) // 4, prompt + teacher.max_tokens, cost)
 
 
 def size(chat: list[dict[str, str]]) -> int:
