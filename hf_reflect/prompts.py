@@ -6,6 +6,7 @@ Texts after arXiv 2402.10110, Figures 4 and 5. Ledger keys hang on them: a chang
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from string import Formatter
 from typing import Any
 
@@ -95,8 +96,8 @@ class ReflectionPrompt:
             instruction=instruction,
             input=self.input_block.format(input=input) if input else "",
             response=response,
-            instruction_criteria=_listed(self.instruction_criteria),
-            response_criteria=_listed(self.response_criteria),
+            instruction_criteria=_listed(tuple(self.instruction_criteria)),
+            response_criteria=_listed(tuple(self.response_criteria)),
         )
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
@@ -199,6 +200,7 @@ def _check_template(name: str, template: str, known: tuple[str, ...], needed: tu
         )
 
 
+@cache
 def _listed(criteria: tuple[str, ...]) -> str:
     return " and ".join(part for part in (", ".join(criteria[:-1]), criteria[-1]) if part)
 

@@ -17,7 +17,7 @@ from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats
 from .teacher.estimate import ENOUGH_REPLIES, Estimate
 from .teacher.replies import Reply
-from .teacher.stream import Ask, Verdict, size
+from .teacher.stream import Ask, Verdict, ask_of, size
 
 # Errors that say something about the teacher or its settings; `unchanged`, `check`, `parent` and `budget` do not.
 FAILURES = ("teacher", "truncated", "refused", "unparsed", "placeholder")
@@ -113,6 +113,7 @@ class ReflectionTransform:
     def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
         self._failed: dict[str, Reply] = {}  # by the ledger's key, from the last `prefetch`
+        self._sampling: dict[int, dict[str, Any]] = {}  # the teacher's, by attempt, for one call
         # a rewrite stands below its parent, perhaps in the next batch: the last keys made
         # show a table reflected before
         self._made: deque[tuple[str, str, str]] = deque(maxlen=1000)
@@ -143,6 +144,7 @@ class ReflectionTransform:
         """By position: the rewrite of each, from the ledger or by asking."""
         if not isinstance(self.teacher, Teacher):
             return self._from_callable(self.teacher, parents)
+        self._sampling.clear()
         # equal chats are asked once, but are the parents of different rows
         equal: dict[str, Ask] = {}
         for parent in parents:
@@ -182,11 +184,12 @@ class ReflectionTransform:
     def _ask(self, attempt: _Attempt) -> Ask:
         """What the ledger knows this attempt by: a further one is warmer, and has a seed."""
         chat = attempt.parents[0].chat
-        assert isinstance(self.teacher, Teacher) and chat is not None
-        changes: dict[str, Any] = {"response_format": self.prompt.response_format}
-        if attempt.number:
-            changes |= {"temperature": WARMER, "seed": attempt.number}
-        return self.teacher.ask(chat, attempt, **changes)
+        if attempt.number not in self._sampling:
+            assert isinstance(self.teacher, Teacher)
+            changes: dict[str, Any] = {"temperature": WARMER, "seed": attempt.number} if attempt.number else {}
+            changes["response_format"] = self.prompt.response_format
+            self._sampling[attempt.number] = self.teacher.sampling(**changes)
+        return ask_of({"messages": chat, **self._sampling[attempt.number]}, attempt)
 
     def _judge(self, attempt: _Attempt, reply: Reply, finish: Callable[[_Attempt, Rewrite], None]) -> Verdict:
         """What a reply comes to; perhaps another attempt."""
@@ -288,6 +291,7 @@ class ReflectionTransform:
 
     def _walk(self, dataset: Dataset) -> Iterator[_Parent]:
         """Everything there is to reflect on, in order; few rows are held at a time."""
+        self._sampling.clear()
         self._made.clear()
         for batch in dataset.with_format("arrow").iter(_BATCH):
             yield from self._parents(self._columns(batch))
@@ -365,16 +369,16 @@ class ReflectionTransform:
         for field in _SCHEMA:
             if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
                 table = put_column(table, field, pa.array(columns[field.name], field.type))
-        new = table.take(pa.array([parent.position for parent in parents], pa.int64()))
+        below = table.take(pa.array([parent.position for parent in parents], pa.int64()))
         rows = [self._row(parent, rewrites[parent.position]) for parent in parents]
         for field in _SCHEMA:
-            new = put_column(new, field, pa.array([row[field.name] for row in rows], field.type))
+            below = put_column(below, field, pa.array([row[field.name] for row in rows], field.type))
         # another version's scores are not this one's
-        same = pa.array([row["variant"] == parent.values["variant"] for row, parent in zip(rows, parents, strict=True)])
+        same = pa.array([new["variant"] == old.values["variant"] for new, old in zip(rows, parents, strict=True)])
         for name in (*SCORE_COLUMNS, "coherence"):
-            if name in new.column_names:
-                column = pc.if_else(same, new[name], pa.scalar(None, new[name].type))
-                new = put_column(new, new.schema.field(name), column)
+            if name in below.column_names:
+                column = pc.if_else(same, below[name], pa.scalar(None, below[name].type))
+                below = put_column(below, below.schema.field(name), column)
 
         place = {parent.position: len(table) + number for number, parent in enumerate(parents)}
         order: list[int] = []
@@ -383,7 +387,7 @@ class ReflectionTransform:
                 order.append(position)
             if position in place:
                 order.append(place[position])
-        return pa.concat_tables([table, new]).take(pa.array(order, pa.int64()))
+        return pa.concat_tables([table, below]).take(pa.array(order, pa.int64()))
 
     def _row(self, parent: _Parent, rewrite: Rewrite) -> dict[str, Any]:
         """The columns of the design's table for what came of a version."""

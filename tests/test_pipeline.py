@@ -96,3 +96,32 @@ def test_scorer_and_templates_take_a_table_without_extras(student):
     table = datasets.Dataset.from_list([{"instruction": "Say hi.", "input": "", "response": "Hi."}])
     assert tiny_llama(8).config.vocab_size == 8
     assert StudentScorer(model, tokenizer).score(table)["ifd"][0] > 0
+
+
+def test_two_teachers_compete_and_the_student_takes_the_best_version_of_each_pair(student, rows, tmp_path):
+    """Two endpoints, one ledger; the winner may be either's, and is the one that a plain look at the scores says."""
+    from endpoint import Endpoint, rewriting
+
+    from hf_reflect import Teacher
+
+    def terse(request):
+        return rewriting(request).replace("A longer and better answer", "Briefly").replace("step by step", "now")
+
+    table = to_pairs(rows)
+    with Endpoint(models=("wordy",)) as one, Endpoint(terse, models=("terse",)) as other:
+        for part in ("instruction", "response"):
+            for name, url in (("wordy", one.url), ("terse", other.url)):
+                transform = ReflectionTransform(Teacher(name, base_url=url, ledger=tmp_path / "ledger.sqlite"), part)
+                transform.prefetch(table)
+                table = table.map(transform, batched=True, load_from_cache_file=False)
+        assert len(one.requests) == len(other.requests) == 3 * len(rows)
+    assert len(table) == 7 * len(rows) and set(table["source"]) == {"", "wordy", "terse"}
+    scored = table.map(StudentScorer(*student, template="plain"), batched=True)
+    chosen = select(scored, ifd_gate=None, r_ifd_gate=None, keep=None)
+    for winner in chosen:
+        versions = [row for row in scored if row["row_id"] == winner["row_id"]]
+        first = max((v for v in versions if "response" not in v["variant"]), key=lambda v: v["ifd"])
+        children = [v for v in versions if "response" in v["variant"] and v["instruction"] == first["instruction"]]
+        best = min([first, *children], key=lambda v: v["r_ifd"])
+        assert (winner["variant"], winner["source"]) == (best["variant"], best["source"])
+    assert len(set(chosen["source"]) - {""}) == 2

@@ -30,6 +30,18 @@ def test_the_transforms_lines_run_as_they_stand(endpoint, tmp_path, monkeypatch,
     assert "refused: I cannot help with that." in capsys.readouterr().out
 
 
+def test_the_lines_of_an_own_reflection_make_a_prompt_that_reads_its_replies(teacher, endpoint, pairs):
+    code = next(block for block in PYTHON if "ReflectionPrompt(" in block)
+    assert len(code.splitlines()) <= 14
+    names = {"teacher": teacher}
+    exec(code, names)
+    endpoint.answer = lambda request: "Zu schwer.\n\n[Bessere Antwort] Ein Fluss ist Wasser, das läuft. [Ende]"
+    table = pairs.map(names["better"], batched=True, load_from_cache_file=False)
+    assert table["response"][1] == "Ein Fluss ist Wasser, das läuft." and table["critique"][1] == "Zu schwer."
+    assert table["source"][1] == "for children"
+    assert "[Dazu]\nGood morning, my friend.\n\n[Antwort]" in endpoint.requests[1]["messages"][1]["content"]
+
+
 def test_the_callbacks_lines_run_as_they_stand(candidates, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_level_tokenizer(TEXTS)

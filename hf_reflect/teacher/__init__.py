@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ..errors import SettingsError, TeacherError
 from ..ledger import Ledger, Limits, request_key
 from .replies import Reply
-from .stream import Ask, Verdict
+from .stream import Ask, Verdict, ask_of
 
 Chat = list[dict[str, str]]
 OPENAI = "https://api.openai.com/v1"
@@ -123,7 +123,7 @@ class Teacher:
 
     def __call__(self, chats: list[Chat]) -> list[Reply]:
         """Answer every chat, from the ledger or by asking; in order."""
-        asks = [self.ask(chat) for chat in chats]
+        asks = [ask_of(self.request(chat)) for chat in chats]
         found: dict[str, Reply] = {}
         self.stream((ask._replace(tag=ask.key) for ask in asks), lambda key, reply: found.update({key: reply}))
         return [found[ask.key] for ask in asks]
@@ -187,11 +187,6 @@ class Teacher:
             **changes,
         }
         return {name: value for name, value in sampling.items() if value is not None}
-
-    def ask(self, chat: Chat, tag: Any = None, **changes: Any) -> Ask:
-        """A chat as `stream` takes it; `changes` as of `request`."""
-        request = self.request(chat, **changes)
-        return Ask(request_key(request), request, tag)
 
     def key(self, chat: Chat) -> str:
         """The ledger's key of this chat."""

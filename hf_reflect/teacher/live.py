@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # more after it, when a server may be restarting. A rerun asks only what is missing.
 PATIENCE_AT_FIRST = 5.0  # seconds
 PATIENCE = 120.0  # seconds; also for an endpoint that answers nothing but 429
+_BUSY = 0.1  # share of 429 up to which they are accidents, not a limit
 _ENOUGH = 5  # different requests that fail, before an endpoint that does answer is given up
 _LONGEST_PAUSE = 60.0  # seconds that a used-up limit may close the gate, before it is refused
 
@@ -94,6 +95,7 @@ class Live(Round):
         self.gate = 0.0  # nobody sends before this moment (time.monotonic)
         self.spacing = 0.0  # seconds between two who pass the gate
         self.slowed = 0.0  # when the spacing last grew
+        self.busy = 0.0  # share of 429 among the last answers
         self.sent: dict[str, float] = {}  # reserved or in flight: key → when
         self.settled = asyncio.Event()  # set whenever a reservation was corrected
         self.in_line: set[asyncio.Task] = set()  # who waits to send
@@ -218,7 +220,7 @@ class Live(Round):
                 piece = min(left, self.tokens_limiter.max_rate)
                 await self.tokens_limiter.acquire(piece)
                 left -= piece
-        while self.gate - self.spacing > time.monotonic():  # it was closed meanwhile
+        while self.gate - self.spacing > time.monotonic() and self.stopped is None:  # it was closed meanwhile
             await self._pass_gate()
 
     async def _pass_gate(self) -> None:
@@ -263,6 +265,7 @@ class Live(Round):
 
         self.anything_answered, self.failing_since = True, None
         self.failing.clear()
+        self.busy *= 0.95
         self.spacing = self.spacing * 0.95 if self.spacing > 1e-3 else 0.0
         return await self.keep(question, answer, started)
 
@@ -320,7 +323,8 @@ class Live(Round):
                 "Set `requests_per_minute` or a smaller `max_concurrency`, or wait until its limit is reset. Replies "
                 "that came before are in the ledger."
             )
-        if sent > self.slowed:
+        self.busy = 0.95 * self.busy + 0.05
+        if sent > self.slowed and self.busy > _BUSY:
             self.spacing, self.slowed = min(max(2 * self.spacing, 0.02), 5.0), now
         self.gate = max(self.gate, now + wait)
         return _Retryable(words, free=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..ledger import Ledger
+from ..ledger import Ledger, request_key
 from .replies import Question, Reply, reply_of
 from .round import Progress
 
@@ -21,6 +21,11 @@ class Ask(NamedTuple):
     key: str
     request: dict[str, Any]
     tag: Any
+
+
+def ask_of(request: dict[str, Any], tag: Any = None) -> Ask:
+    """A request under its key."""
+    return Ask(request_key(request), request, tag)
 
 
 class Verdict(NamedTuple):
