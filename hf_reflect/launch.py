@@ -26,7 +26,7 @@ def main_of(recipe: Callable[[], None]) -> None:
             print(f"\n[rank {os.environ['RANK']}] {error}", file=sys.stderr, flush=True)  # rank 0 had no such error
         sys.exit(1)
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "0") == "0" and not isinstance(error, Interrupted):  # else it was said
+        if os.environ.get("RANK", "0") == "0" and not isinstance(error.__cause__, Interrupted):  # else it was said
             print(
                 "\nStopped. What was answered is in the ledger: the same command goes on from there.", file=sys.stderr
             )

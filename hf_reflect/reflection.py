@@ -26,7 +26,6 @@ WARMER = 0.7  # temperature at which an unusable reply is asked for again
 _PARENTS = {"instruction": ("original",), "response": ("original", "instruction")}
 _SCHEMA: pa.Schema = PAIR_FEATURES.arrow_schema
 _NEEDED = ("row_id", "variant", "instruction", "input", "response", "error")
-_TEXTS = ("instruction", "input", "response", "history")
 _BATCH = 100  # rows read at once where replies are waited for meanwhile
 
 Accept = Callable[[dict[str, Any], dict[str, Any]], str | None]
@@ -37,13 +36,16 @@ class _Parent(NamedTuple):
 
     position: int
     values: dict[str, Any]  # of the columns of the design's table
-    chat: Chat | None  # None where the version is unusable
+
+    @property
+    def is_usable(self) -> bool:
+        return is_usable(self.values["instruction"], self.values["response"])
 
 
 class _Attempt(NamedTuple):
-    """Equal versions whose chat is asked, for the how-manieth time, and what the first reply came to."""
+    """A version whose chat is asked, for the how-manieth time, and what the first reply came to."""
 
-    parents: list[_Parent]
+    parent: _Parent
     number: int = 0
     first: Rewrite | None = None
 
@@ -130,10 +132,10 @@ class ReflectionTransform:
         table = as_table(batch)
         columns = self._columns(table)
         parents = self._parents(columns)
-        rewrites = self._rewrites([parent for parent in parents if parent.chat is not None])
+        rewrites = self._rewrites([parent for parent in parents if parent.is_usable])
         self._check_failures([rewrite.error for rewrite in rewrites.values()])
         for parent in parents:
-            if parent.chat is None:
+            if not parent.is_usable:
                 variant, error = parent.values["variant"], parent.values["error"]
                 rewrites[parent.position] = Rewrite(error=f"parent: its {variant} version is unusable ({error})")
         return self._written(table, columns, parents, rewrites)
@@ -145,25 +147,23 @@ class ReflectionTransform:
         if not isinstance(self.teacher, Teacher):
             return self._from_callable(self.teacher, parents)
         self._sampling.clear()
-        # equal chats are asked once, but are the parents of different rows
-        equal: dict[str, Ask] = {}
-        for parent in parents:
-            ask = self._ask(_Attempt([parent]))
-            if ask.key in equal:
-                equal[ask.key].tag.parents.append(parent)
-            else:
-                equal[ask.key] = ask
-        rewrites: dict[int, Rewrite] = {}
+        keys: dict[int, str] = {}  # by position; equal chats have equal keys and are asked once
+        results: dict[str, Rewrite] = {}
+
+        def asks() -> Iterator[Ask]:
+            for parent in parents:
+                ask = self._ask(_Attempt(parent))
+                keys[parent.position] = ask.key
+                if failed := self._failed.get(ask.key):  # `prefetch` tried in vain: the `map` after it only replays
+                    results[ask.key] = Rewrite(error=failed.error)
+                else:
+                    yield ask
 
         def finish(attempt: _Attempt, rewrite: Rewrite) -> None:
-            for parent in attempt.parents:
-                rewrites[parent.position] = rewrite
+            results[keys[attempt.parent.position]] = rewrite
 
-        for key in equal.keys() & self._failed.keys():  # `prefetch` tried these in vain: `map` after it only replays
-            finish(equal[key].tag, Rewrite(error=self._failed[key].error))
-        asks = (ask for key, ask in equal.items() if key not in self._failed)
-        self.teacher.stream(asks, lambda attempt, reply: self._judge(attempt, reply, finish), may_ask=self._may_ask)
-        return rewrites
+        self.teacher.stream(asks(), lambda attempt, reply: self._judge(attempt, reply, finish), may_ask=self._may_ask)
+        return {position: results[key] for position, key in keys.items()}
 
     def _from_callable(
         self, teacher: Callable[[list[Chat]], list[Reply]], parents: list[_Parent]
@@ -173,7 +173,7 @@ class ReflectionTransform:
         for _ in range(1 + self.retry_unusable):
             if not left:
                 break
-            replies = teacher([parent.chat for parent in left if parent.chat is not None])
+            replies = teacher([self._chat(parent) for parent in left])
             for parent, reply in zip(left, replies, strict=True):
                 rewrite = self._read(parent, reply)
                 if rewrite.error is None or parent.position not in rewrites:
@@ -183,23 +183,26 @@ class ReflectionTransform:
 
     def _ask(self, attempt: _Attempt) -> Ask:
         """What the ledger knows this attempt by: a further one is warmer, and has a seed."""
-        chat = attempt.parents[0].chat
         if attempt.number not in self._sampling:
             assert isinstance(self.teacher, Teacher)
             changes: dict[str, Any] = {"temperature": WARMER, "seed": attempt.number} if attempt.number else {}
             changes["response_format"] = self.prompt.response_format
             self._sampling[attempt.number] = self.teacher.sampling(**changes)
-        return ask_of({"messages": chat, **self._sampling[attempt.number]}, attempt)
+        return ask_of({"messages": self._chat(attempt.parent), **self._sampling[attempt.number]}, attempt)
+
+    def _chat(self, parent: _Parent) -> Chat:
+        values = parent.values
+        return self.prompt.chat(values["instruction"], values["response"], values["input"], values["history"])
 
     def _judge(self, attempt: _Attempt, reply: Reply, finish: Callable[[_Attempt, Rewrite], None]) -> Verdict:
         """What a reply comes to; perhaps another attempt."""
-        rewrite = self._read(attempt.parents[0], reply)
+        rewrite = self._read(attempt.parent, reply)
         if rewrite.error is None or (reply.error and attempt.first is None):
             finish(attempt, rewrite)
             return Verdict(unusable=rewrite.error is not None)
         first, number = attempt.first or rewrite, attempt.number + 1
         if number <= self.retry_unusable and not reply.error:
-            ask = self._ask(_Attempt(attempt.parents, number, first))
+            ask = self._ask(_Attempt(attempt.parent, number, first))
             if ask.key not in self._failed:
                 return Verdict(True, ask)
         finish(attempt, first)
@@ -231,7 +234,7 @@ class ReflectionTransform:
                 self._failed[self._ask(attempt).key] = reply
             return self._judge(attempt, reply, finish)
 
-        asks = (self._ask(_Attempt([parent])) for parent in self._walk(dataset) if parent.chat is not None)
+        asks = (self._ask(_Attempt(parent)) for parent in self._walk(dataset) if parent.is_usable)
         teacher.stream(asks, judge, self._count(dataset))
         return {name: value - before[name] for name, value in teacher.stats.items()}
 
@@ -255,13 +258,15 @@ class ReflectionTransform:
                 nonlocal above, there, answered, waiting, bytes_there, bytes_above, bytes_waiting
                 for parent in self._walk(dataset):
                     is_child = parent.values["variant"] != "original"
-                    if parent.chat is not None:
+                    if parent.is_usable:
+                        request = self._ask(_Attempt(parent)).request
                         if is_child:
                             there, answered = there + 1, answered + 1
-                            bytes_there, bytes_above = bytes_there + size(parent.chat), bytes_above + size(above)
+                            bytes_there += size(request["messages"])
+                            bytes_above += size(above)
                         else:
-                            above = parent.chat
-                        yield self._ask(_Attempt([parent])).request
+                            above = request["messages"]
+                        yield request
                     elif is_child and error_code(parent.values["error"]) in WAITING and above:
                         key = json.dumps(above)
                         if key not in counted:  # equal rows have equal children
@@ -316,10 +321,7 @@ class ReflectionTransform:
         for position, (_, variant, source) in enumerate(keys):
             if variant not in _PARENTS[self.part] or source not in ("", self.source):
                 continue
-            values = {name: columns[name][position] for name in columns}
-            usable = is_usable(values["instruction"], values["response"])
-            chat = self.prompt.chat(**{name: values[name] for name in _TEXTS}) if usable else None
-            parents.append(_Parent(position, values, chat))
+            parents.append(_Parent(position, {name: values[position] for name, values in columns.items()}))
         if self.keep_parent:
             made = [(keys[p.position][0], self._child(keys[p.position][1]), self.source) for p in parents]
             existing = {*made, *self._made}

@@ -26,14 +26,13 @@ from hf_reflect.teacher import batch
 NOTHING_SPENT = {"requests": 0, "tokens": 0, "cost": 0.0}
 CLIENT = """
 import json, sys
-from hf_reflect.errors import Interrupted
 from hf_reflect.teacher import Teacher, batch
 batch.POLL_FIRST = batch.POLL_LATER = float(sys.argv[2])
 batch._AT_ONCE = 10
 chats = [[{"role": "user", "content": f"[Instruction]\\nSay something about {n}"}] for n in range(int(sys.argv[3]))]
 try:
     replies = Teacher("teacher", mode="batch", **json.loads(sys.argv[1]))(chats)
-except Interrupted:
+except KeyboardInterrupt:
     sys.exit(130)
 print(json.dumps([reply.text or reply.error for reply in replies]))
 """

@@ -1,5 +1,6 @@
 """The ledger: shared, upgraded, damaged, killed in the middle, and looked at with `python -m hf_reflect.ledger`."""
 
+import hashlib
 import json
 import os
 import random
@@ -251,8 +252,15 @@ def test_a_schema_1_ledger_is_upgraded_with_its_replies(path, capsys):
     with sqlite3.connect(path) as database:
         for statement in ledger_module._SCHEMAS[0].split(";"):
             database.execute(statement)
-        key = request_key(request(1))
-        row = (key, json.dumps(request(1)), json.dumps(reply(1)), "http://somewhere/v1", 1e9)
+        # its keys were hashes of the request as JSON throughout
+        text = json.dumps(request(1), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        row = (
+            hashlib.sha256(text.encode()).hexdigest(),
+            json.dumps(request(1)),
+            json.dumps(reply(1)),
+            "http://somewhere/v1",
+            1e9,
+        )
         database.execute("INSERT INTO replies VALUES (?, ?, ?, ?, ?)", row)
         database.execute("UPDATE spent SET requests = 1, tokens = 30, cost = 0.25")
         database.execute("PRAGMA user_version = 1")
@@ -260,7 +268,7 @@ def test_a_schema_1_ledger_is_upgraded_with_its_replies(path, capsys):
     with ThreadPoolExecutor(8) as pool:  # also where many open it at once
         assert (
             list(pool.map(lambda _: rows(path), range(8)))
-            == [[(key, request(1), reply(1), "http://somewhere/v1", 1e9)]] * 8
+            == [[(request_key(request(1)), request(1), reply(1), "http://somewhere/v1", 1e9)]] * 8
         )
     with Ledger(path) as ledger:
         assert ledger.spent() == {"requests": 1, "tokens": 30, "cost": 0.25} and ledger.jobs() == []

@@ -870,6 +870,18 @@ def test_what_is_rendered_is_read_back_to_the_character(instruction, response, c
 
 
 @settings(max_examples=500, deadline=None)
+@given(*2 * [st.lists(st.one_of(st.sampled_from([*PIECES, *PARTS.split(), "\n#", "\n- "]), TEXTS)).map(" ".join)])
+def test_reply_in_just_the_form_asked_for_is_read_by_the_same_rules_as_others(instruction, response):
+    for prompt, reply in (
+        (RESPONSE, f"[Better Answer] {response} [End]"),
+        (INSTRUCTION, f"2. [New Instruction] {instruction} [End]\n\n3. [New Answer]\n{response}\n[End]\n"),
+    ):
+        # a bracket in the critique changes nothing but that the reply is none of just that form
+        plain, other = prompt.parse(f"Thin.\n\n{reply}"), prompt.parse(f"Thin [1].\n\n{reply}")
+        assert plain[:2] == other[:2] and plain.error == other.error
+
+
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*PIECES, *HOSTILE, "{", '"response"', ": "]), st.text(max_size=9))), TEXTS)
 def test_no_text_makes_parse_raise(pieces, text):
     for prompt in PROMPTS.values():

@@ -46,8 +46,20 @@ _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 
 def request_key(request: dict[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of what determines a reply: model, messages, sampling parameters, `extra_body`."""
-    return hashlib.sha256(_canonical(request).encode("utf-8", "surrogatepass")).hexdigest()
+    """SHA-256 of what determines a reply: model, messages, sampling parameters, `extra_body`.
+
+    Of the request as canonical JSON with each text replaced by its length in bytes, and of the texts: escaping them
+    would take longer than all the rest.
+    """
+    texts = []
+    messages = []
+    for message in request.get("messages", ()):
+        if isinstance(text := message["content"], str):
+            texts.append(text.encode("utf-8", "surrogatepass"))
+            message = message | {"content": len(texts[-1])}
+        messages.append(message)
+    frame = _canonical(request | {"messages": messages}).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(b"".join([frame, *texts])).hexdigest()
 
 
 class Job(NamedTuple):
@@ -130,7 +142,7 @@ class Ledger:
             logger.warning("The ledger %s lies on a network file system: use one process, WAL is off.", self.path)
             self._db.execute("PRAGMA journal_mode = DELETE")
         else:
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
         # survives kill -9; a power failure may lose the last moments, never the file
         self._db.execute("PRAGMA synchronous = NORMAL")
         if version < SCHEMA_VERSION:
@@ -138,7 +150,27 @@ class Ledger:
                 (version,) = self._db.execute("PRAGMA user_version").fetchone()  # somebody may have been faster
                 for statement in ";".join(_SCHEMAS[version:]).split(";"):
                     self._db.execute(statement)
+                if version == 1:
+                    self._make_keys_anew()
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _make_keys_anew(self) -> None:
+        """The first version hashed the request as JSON throughout."""
+        for (key,) in self._db.execute("SELECT key FROM replies").fetchall():
+            (request,) = self._db.execute("SELECT request FROM replies WHERE key = ?", (key,)).fetchone()
+            self._db.execute("UPDATE replies SET key = ? WHERE key = ?", (request_key(json.loads(request)), key))
+
+    def _use_wal(self) -> None:
+        """Change the journal; here SQLite does not wait by itself for another process that opens the file as well."""
+        until = time.monotonic() + 60
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -19,8 +19,9 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from .plain import as_asked
 from .reply import WHITE, Blocks, Unreadable, json_objects, shortened, spoken, strip
-from .sections import MOST_OPENINGS, as_asked, openings, section, the_one
+from .sections import MOST_OPENINGS, openings, section, the_one
 from .tags import bare, bracketed, ending
 from .words import folded, is_placeholder, is_refusal, without_preamble, without_sign_off
 

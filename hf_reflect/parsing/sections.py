@@ -7,12 +7,11 @@ A section ends at an end tag that ends its line or stands behind a sentence, els
 
 import re
 from collections.abc import Iterator
-from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
 from .reply import Blocks, Unreadable, strip
-from .tags import GAP, Tag, bare, bracketed, cut_ending, end_tags, ending, opening_tags
+from .tags import GAP, Tag, bare, cut_ending, end_tags, opening_tags
 from .words import RULE, is_placeholder, speaks_of
 
 MOST_OPENINGS = 20  # of one tag; nobody can tell which of more was meant
@@ -37,40 +36,6 @@ class Section(NamedTuple):
     text: str
     closed: bool
     ends: int  # groups of end tags seen; above one where the text quotes its end
-
-
-# ---- a reply in just the form that was asked for, as most are
-
-
-def as_asked(text: str, tags: tuple[str, ...], end: str) -> list[Section] | None:
-    """The sections of a reply whose only brackets are those of its tags, in order and each in its place; else None.
-
-    They are the ones that the rules below would give, at a fifth of the cost.
-    """
-    if "【" in text or "［" in text:
-        return None
-    if ("`" in text and "```" in text) or ("~" in text and "~~~" in text) or ("<" in text and "</" in text):
-        return None
-    match = _form(tags, end).fullmatch(text)
-    if match is None or not _is_plain(tags, end):
-        return None
-    return [Section(tag, match.start(2 * n + 1), strip(match[2 * n + 2]), True, 1) for n, tag in enumerate(tags)]
-
-
-@cache
-def _form(tags: tuple[str, ...], end: str) -> re.Pattern[str]:
-    # "2. [Better Answer] text [End]": letters or digits first, and no marks last that could belong to the end tag
-    section = r"^((?:\d\. )?)\[%s\][ \n]++([^\W_][^\[]*(?<![#>*_•\s-]))[ \n]++\[%s\][ \n]*"
-    return re.compile(r"(?m)[^\[]*" + "".join(section % (re.escape(tag), re.escape(end)) for tag in tags))
-
-
-@cache
-def _is_plain(tags: tuple[str, ...], end: str) -> bool:
-    """Whether these tags, written so, are found by the rules, and each as itself only."""
-    brackets = [f"[{name}]" for name in (*tags, end)]
-    read = [[bracketed(tag).fullmatch(one) is not None for one in brackets] for tag in tags]
-    own = [[other == place for other in range(len(brackets))] for place in range(len(tags))]
-    return read == own and ending(end, tags).fullmatch(brackets[-1]) is not None
 
 
 # ---- where they open

@@ -225,6 +225,8 @@ class Teacher:
                 "an endpoint of your own.\nTo see the whole way without a key: `accelerate launch --config_file "
                 "accelerate_configs/cpu.yaml recipes/srecycle_wizardlm.py --config recipes/quickstart.yaml`"
             )
+        if key and not (key := key.strip()).isascii():
+            raise TeacherError(f"The key in {self.api_key_env} holds characters that no key has: copy it once more.")
         return key or "not-needed"
 
     def estimate(self, chats: list[Chat]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Interrupted, TeacherError
 from ..ledger import Job, Ledger
-from .endpoint import Dialect, Refusal, innermost, open_client, read_completion, refusal, refused
+from .endpoint import Dialect, Refusal, innermost, open_client, read_completion, refusal, refused, without
 from .replies import Question, Reply, reply_of
 from .round import Progress, Round
 
@@ -430,7 +430,7 @@ class Batch(Round):
         try:
             record = read_completion(body) | {"batch": job.remote}
         except ValueError as nothing:  # it may have been billed: what was reserved stays so
-            self.errors[key] = f"teacher: no reply in the answer: {nothing}"
+            self.errors[key] = f"teacher: {without(client.api_key, f'no reply in the answer: {nothing}')}"
             return
         used = record["prompt_tokens"], record["completion_tokens"]
         spent = self.teacher.cost(*used)
@@ -482,7 +482,9 @@ def _dialect(left_out: Iterable[str] = ()) -> Dialect:
 
 
 def _refusal(error: Any, client: "AsyncOpenAI") -> Refusal:
-    return refusal(error.status_code, error.body, error.response.text, client.api_key)
+    found = refusal(error.status_code, error.body, error.response.text, client.api_key)
+    error.args = (str(found),)  # a traceback shows it as the cause, and it may repeat the key
+    return found
 
 
 def _may_pass(error: Exception) -> bool:

@@ -49,7 +49,8 @@ class Refusal(NamedTuple):
 
 def refusal(status: int, body: Any, text: str, secret: str) -> Refusal:
     """Read the body of an error: OpenAI's, or those of vLLM, SGLang, TGI and FastAPI."""
-    body = body if isinstance(body, dict) else {}
+    # the SDK hands over what stands in "error" where that is there: with TGI and vLLM's 401 a text
+    body = {"error": body} if isinstance(body, str) else body if isinstance(body, dict) else {}
     nested = body.get("error")
     inner = nested if isinstance(nested, dict) else body
     words = inner.get("message") or inner.get("detail") or (nested if isinstance(nested, str) else None) or text
@@ -57,10 +58,15 @@ def refusal(status: int, body: Any, text: str, secret: str) -> Refusal:
     code, param = inner.get("code"), inner.get("param")
     return Refusal(
         status,
-        " ".join(words.replace(secret, "***").split())[:300],
+        without(secret, words),
         code if isinstance(code, str) else None,
         param if isinstance(param, str) else None,
     )
+
+
+def without(secret: str, words: str) -> str:
+    """An endpoint's words on one line, cut to a length one can read, without the key should it repeat it."""
+    return " ".join(words.replace(secret, "***").split())[:300]
 
 
 class Dialect:
@@ -88,7 +94,9 @@ class Dialect:
         if "max_completion_tokens" in found.words and "max_tokens" in sent:
             self.limit_name = "max_completion_tokens"  # the newer name, which OpenAI's reasoning models insist on
             return True
-        if found.code not in ("unsupported_parameter", "unsupported_value"):
+        # TGI takes no `top_p` of 1, which is what it does without one
+        of_tgi = "`top_p` must be > 0.0 and < 1.0" in found.words and sent.get("top_p") == 1
+        if found.code not in ("unsupported_parameter", "unsupported_value") and not of_tgi:
             return False
         named = found.param or next((n for n in _MAY_BE_LEFT_OUT if re.search(rf"\b{n}\b", found.words)), None)
         if named not in _MAY_BE_LEFT_OUT or named not in sent:
@@ -100,7 +108,7 @@ class Dialect:
 def is_hopeless(found: Refusal) -> bool:
     """Whether this refusal would meet every request."""
     codes = ("insufficient_quota", "unsupported_parameter", "unsupported_value")
-    return found.status in (401, 403, 404) or found.code in codes
+    return found.status in (401, 402, 403, 404) or found.code in codes
 
 
 def refused(teacher: "Teacher", found: Refusal) -> TeacherError:
@@ -125,9 +133,10 @@ def read_completion(body: Any) -> dict[str, Any]:
     try:
         choice, usage = body["choices"][0], body.get("usage") or {}
         message = choice["message"]
+        text, no = _text(message.get("content")), _text(message.get("refusal"))
         record = {
-            "text": _text(message.get("content")) or _text(message.get("refusal")),
-            "finish_reason": choice.get("finish_reason"),
+            "text": text or no,
+            "finish_reason": "refusal" if no and not text else choice.get("finish_reason"),
             "model": body.get("model"),
             "fingerprint": body.get("system_fingerprint"),
             "prompt_tokens": usage.get("prompt_tokens") or 0,
@@ -139,7 +148,7 @@ def read_completion(body: Any) -> dict[str, Any]:
             record["reasoning"] = thoughts
         return record
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"no choice in {json.dumps(body)[:200]}") from error
+        raise ValueError(f"no choice in {json.dumps(body)}") from error
 
 
 def _text(content: Any) -> str:

@@ -20,6 +20,7 @@ from .endpoint import (
     refused,
     retry_after,
     seconds,
+    without,
 )
 from .replies import Question, Reply, reply_of
 from .round import Progress, Round
@@ -92,7 +93,8 @@ class Live(Round):
         self.anything_answered = False
         self.failing_since: float | None = None  # the first failure since something got through (time.monotonic)
         self.failing: set[str] = set()  # the keys that failed since
-        self.gate = 0.0  # nobody sends before this moment (time.monotonic)
+        self.closed_until = 0.0  # the gate: nobody sends before this moment (time.monotonic)
+        self.next_slot = 0.0  # nor before this one, where they go spaced out
         self.spacing = 0.0  # seconds between two who pass the gate
         self.slowed = 0.0  # when the spacing last grew
         self.busy = 0.0  # share of 429 among the last answers
@@ -186,13 +188,38 @@ class Live(Round):
 
     async def _turn(self, question: Question) -> None:
         """Wait until one may send: the gate, rate limits, the budget."""
+        while self.stopped is None:
+            await self._stand_in_line(question)
+            if await self._reserve(question):
+                if self.closed_until <= time.monotonic() and self.stopped is None:
+                    return
+                # the gate was closed meanwhile
+                del self.sent[question.key]
+                await self.commit(lambda: self.ledger.correct(-question.tokens, -question.cost, -1))
+                self.settled.set()
+        raise _Stopped
+
+    async def _stand_in_line(self, question: Question) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.in_line.add(task)
         try:
-            await self._stand_in_line(question)
+            while (closed := max(self.closed_until, self.next_slot) - time.monotonic()) > 0 and self.stopped is None:
+                await self._sleep(min(closed, 1.0))
+            self.next_slot = max(self.next_slot, time.monotonic()) + self.spacing
+            if self.requests_limiter:
+                await self.requests_limiter.acquire()
+            if self.tokens_limiter:  # in pieces, since a limiter takes no more than its rate at once
+                left: float = question.prompt_tokens + self.teacher.max_tokens
+                while left > 0:
+                    piece = min(left, self.tokens_limiter.max_rate)
+                    await self.tokens_limiter.acquire(piece)
+                    left -= piece
         finally:
             self.in_line.discard(task)
+
+    async def _reserve(self, question: Question) -> bool:
+        """Set aside the most that this can cost; False once asking stops."""
 
         def reserve() -> bool:
             fits = self.ledger.reserve(question.tokens, question.cost, self.teacher.limits)
@@ -200,33 +227,14 @@ class Live(Round):
                 self.sent[question.key] = time.monotonic()
             return fits
 
-        while self.stopped is None and not await self.commit(reserve):
+        while self.stopped is None:
+            if await self.commit(reserve):
+                return True
             if not self.sent:
                 raise _OutOfBudget(self.budget_words())
             self.settled.clear()
             await self.settled.wait()  # what is in flight may give back part of what it reserved
-        if self.stopped is not None:
-            if self.sent.pop(question.key, None):
-                self.ledger.correct(-question.tokens, -question.cost)
-            raise _Stopped
-
-    async def _stand_in_line(self, question: Question) -> None:
-        await self._pass_gate()
-        if self.requests_limiter:
-            await self.requests_limiter.acquire()
-        if self.tokens_limiter:  # in pieces, since a limiter takes no more than its rate at once
-            left: float = question.prompt_tokens + self.teacher.max_tokens
-            while left > 0:
-                piece = min(left, self.tokens_limiter.max_rate)
-                await self.tokens_limiter.acquire(piece)
-                left -= piece
-        while self.gate - self.spacing > time.monotonic() and self.stopped is None:  # it was closed meanwhile
-            await self._pass_gate()
-
-    async def _pass_gate(self) -> None:
-        while (closed := self.gate - time.monotonic()) > 0 and self.stopped is None:
-            await self._sleep(min(closed, 1.0))
-        self.gate = max(self.gate, time.monotonic()) + self.spacing
+        return False
 
     async def _once(self, question: Question) -> Reply:
         """Send once. What was reserved is corrected to what was used, together with the commit of the reply."""
@@ -245,6 +253,7 @@ class Live(Round):
             answer = read_completion(json.loads(raw.content))
         except openai.APIStatusError as error:
             found = refusal(error.status_code, error.body, error.response.text, self.client.api_key)
+            error.args = (str(found),)  # a traceback shows it as the cause, and it may repeat the key
             if error.status_code not in (502, 504):  # a gateway does not know whether the work was done
                 await self.commit(lambda: self.ledger.correct(*unused))
             raise self._after(found, error.response.headers, body, question.key, started) from error
@@ -256,7 +265,8 @@ class Live(Round):
             self._nothing_got_through(words, question.key, answers=not never_arrived)
             raise _Retryable(words) from error
         except ValueError as error:  # a 200 that holds no reply; it may have been billed
-            words = f"no reply in the answer: {error}"
+            words = without(self.client.api_key, f"no reply in the answer: {error}")
+            error.args = (words,)
             self._nothing_got_through(words, question.key, answers=True)
             raise _Retryable(words) from error
         finally:
@@ -290,7 +300,7 @@ class Live(Round):
         """What to do about a status that is no success."""
         if self.dialect.learn(found, body):
             return _Retryable(str(found), free=True)
-        if is_hopeless(found):
+        if is_hopeless(found) and not (found.status == 403 and self.anything_answered):  # that may mean one prompt
             return refused(self.teacher, found)
         if found.code == "content_filter":
             return _Refused(f"refused: the endpoint's filter withheld the reply: {found.words}")
@@ -310,7 +320,7 @@ class Live(Round):
                 continue
             reset = seconds(headers.get(f"x-ratelimit-reset-{unit}"))
             if reset is not None and reset <= _LONGEST_PAUSE:
-                self.gate = max(self.gate, time.monotonic() + reset)
+                self.closed_until = max(self.closed_until, time.monotonic() + reset)
 
     def _slow_down(self, words: str, wait: float, sent: float) -> Exception:
         """Close the gate for a while, and space out those who pass it: more with each 429 that still comes."""
@@ -326,7 +336,7 @@ class Live(Round):
         self.busy = 0.95 * self.busy + 0.05
         if sent > self.slowed and self.busy > _BUSY:
             self.spacing, self.slowed = min(max(2 * self.spacing, 0.02), 5.0), now
-        self.gate = max(self.gate, now + wait)
+        self.closed_until = max(self.closed_until, now + wait)
         return _Retryable(words, free=True)
 
     def _nothing_got_through(self, words: str, key: str, answers: bool) -> None:

@@ -1,11 +1,9 @@
 """What is asked and what comes back."""
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What came back for one chat.
 
     Where nothing did, text is "" and `error` says why: `teacher: …`, `budget: …`, or `refused: …` where a filter
@@ -34,5 +32,12 @@ class Question(NamedTuple):
 
 def reply_of(record: dict[str, Any], reused: bool = False) -> Reply:
     """A record of the ledger as a Reply; how long it took, and the endpoint's fingerprint, stay behind."""
-    names = ("text", "finish_reason", "model", "prompt_tokens", "completion_tokens")
-    return Reply(**{name: record.get(name) for name in names}, reused=reused)  # type: ignore[arg-type]
+    return Reply(
+        record["text"],
+        record.get("finish_reason"),
+        None,
+        record.get("model"),
+        record.get("prompt_tokens") or 0,
+        record.get("completion_tokens") or 0,
+        reused,
+    )

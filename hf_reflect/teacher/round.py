@@ -169,11 +169,15 @@ def run(make: Callable[[], Round]) -> Round:
         except BaseException as error:  # raised below, in the caller's thread
             asking.stop(error)
 
+    done = threading.Event()  # an interrupted `Thread.join` takes the thread for ended (Python 3.11 and 3.12)
+
     def in_thread() -> None:
         try:
             asyncio.run(whole())
         except BaseException as error:
             failed.append(error)
+        finally:
+            done.set()
 
     try:
         asyncio.get_running_loop()
@@ -182,9 +186,9 @@ def run(make: Callable[[], Round]) -> Round:
     else:
         thread = threading.Thread(target=in_thread)
         thread.start()
-        while thread.is_alive():
+        while not done.is_set():
             try:
-                thread.join()
+                done.wait()
             except KeyboardInterrupt:  # Python hands it to the main thread, which only waits here
                 if made:
                     made[0][1].call_soon_threadsafe(made[0][0].interrupt, signal.SIGINT)
@@ -206,7 +210,8 @@ def _leave(asking: Round, interrupted: Interrupted) -> NoReturn:
         if callable(handler):
             handler(signal.SIGTERM, None)
         raise SystemExit(128 + signal.SIGTERM)
-    raise interrupted
+    # of just this class: then the process dies of SIGINT, and a shell's loop over it ends as well
+    raise KeyboardInterrupt(str(interrupted)) from interrupted
 
 
 class Progress:
@@ -221,7 +226,8 @@ class Progress:
         self.started = time.monotonic()
         on_screen = sys.stderr.isatty()
         self.every = 0.5 if on_screen else _SAY_EVERY
-        self.bar = tqdm(total=total, desc="Asking the teacher", unit="reply", disable=not on_screen)
+        form = "Asking {n_fmt}" + ("/{total_fmt}, {remaining} left" if total else "") + "{postfix}"
+        self.bar = tqdm(total=total, bar_format=form, dynamic_ncols=True, disable=not on_screen)
 
     def count(self, reused: bool, unusable: bool) -> None:
         """One more has its reply."""
@@ -230,18 +236,20 @@ class Progress:
         self.unusable += unusable
 
     def _words(self, ledger: Ledger) -> str:
-        rate = self.sent / max(time.monotonic() - self.started, 1e-9)
-        words = [f"{self.reused:,} reused", f"{self.unusable:,} unusable", f"{rate:.1f} requests/s"]
-        spent, teacher = ledger.spent(), self.teacher
-        words.append(f"{self.tokens:,} tokens")
-        if teacher.max_total_tokens is not None:
-            words[-1] += f" (ledger {spent['tokens']:,} of {teacher.max_total_tokens:,})"
-        if teacher.price_per_million_input or teacher.price_per_million_output:
+        """What matters most first: a narrow terminal cuts the end. Beside a limit stands what the ledger spent."""
+        teacher, spent, words = self.teacher, ledger.spent(), []
+        if teacher.max_cost is not None:
+            words.append(f"cost {spent['cost']:.2f} of {teacher.max_cost:g}")
+        elif teacher.price_per_million_input or teacher.price_per_million_output:
             words.append(f"cost {self.cost:.2f}")
-            if teacher.max_cost is not None:
-                words[-1] += f" (ledger {spent['cost']:.2f} of {teacher.max_cost:g})"
+        words += [f"{self.unusable:,} unusable", f"{self.reused:,} reused"]
+        words.append(f"{self.sent / max(time.monotonic() - self.started, 1e-9):.1f} req/s")
         if teacher.max_requests is not None:
-            words.append(f"ledger {spent['requests']:,} of {teacher.max_requests:,} requests")
+            words[-1] += f" ({spent['requests']:,.0f} of {teacher.max_requests:,})"
+        short = self.bar.format_sizeof
+        words.append(f"{short(self.tokens)} tokens")
+        if teacher.max_total_tokens is not None:
+            words[-1] = f"{short(spent['tokens'])} of {short(teacher.max_total_tokens)} tokens"
         return ", ".join(words)
 
     def show(self, ledger: Ledger) -> None:
