@@ -1,8 +1,10 @@
 """The transform: a teacher rewrites one part of every pair, inside `datasets.map`."""
 
+import gc
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -129,7 +131,10 @@ class ReflectionTransform:
 
     def __call__(self, batch: Any) -> pa.Table:
         """One batch of `map`, as it comes: a dict of lists or, where the dataset is formatted so, a `pa.Table`."""
-        table = as_table(batch)
+        with _collecting_seldom():
+            return self._reflected(as_table(batch))
+
+    def _reflected(self, table: pa.Table) -> pa.Table:
         columns = self._columns(table)
         parents = self._parents(columns)
         rewrites = self._rewrites([parent for parent in parents if parent.is_usable])
@@ -435,6 +440,18 @@ class ReflectionTransform:
             "Mend the cause (a larger `max_tokens`, another model or prompt), let them be asked again "
             "(`retry_unusable`), or raise `max_failure_rate`. Replies that came are in the ledger."
         )
+
+
+@contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """What a batch allocates lives as long as the batch: the garbage collector would walk it over and over."""
+    before = gc.get_threshold()
+    if before[0]:  # else it is switched off
+        gc.set_threshold(max(before[0], 100_000), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def estimate_recycling(

@@ -87,15 +87,18 @@ def _preamble(part: str) -> re.Pattern[str]:
     )
 
 
+# what the teacher calls the text that it wrote
+_SPOKEN_OF = {"response": ("answer", "response", "instruction")}
+_SPOKEN_OF["instruction"] = (*_SPOKEN_OF["response"], "question", "prompt", "task", "version", "rewrite")
+
+
 @cache
 def _talk(part: str) -> re.Pattern[str]:
     """A sentence in which the teacher speaks of its rewrite, such as "I hope this improved answer is more helpful!".
 
     An answer may well hope that it helps. Only one that calls itself rewritten, or offers to be, is spoken about.
     """
-    noun = "(?:answer|response|instruction" + (
-        "|question|prompt|task|version|rewrite)" if part == "instruction" else ")"
-    )
+    noun = f"(?:{'|'.join(_SPOKEN_OF[part])})"
     gap, this = r"[^.!?\n]", r"(?:this|the|my|our|above)"
     new = rf"(?:{_NEW}|more [\w-]+(?:,? and (?:more )?[\w-]+)?)"
     itself = rf"\b{this} (?:{new},? (?:and )?){{1,3}}{noun}\b"
@@ -149,7 +152,9 @@ def without_preamble(section: str, part: str) -> str:
 
 def without_sign_off(section: str, part: str) -> str:
     """The text without the teacher's last words about it: a whole paragraph, or the last sentences of one."""
-    talk = _talk(part)
+    last_words, talk = section[-3000:].casefold(), _talk(part)
+    if not any(noun in last_words for noun in _SPOKEN_OF[part]):
+        return section
     for paragraph in _PARAGRAPH.finditer(section, max(0, len(section) - 3000)):
         if talk.match(section, paragraph.end()) and not Blocks(section).hold(paragraph.end()):
             return strip(RULE.sub("", section[: paragraph.start()]))
