@@ -110,15 +110,15 @@ class ReflectionPrompt:
         if error := withheld(finish_reason):
             return Rewrite(error=error)
         if self.schema is not None:
-            return read_json(text, self._parts)
+            return read_json(text, self.parts)
         return read_tagged(text, self.tags, self.end, asked=self.user)
 
     def render(self, rewrite: Rewrite) -> str:
         """A reply as the teacher should write it: the critique, then each section; `parse` reads it back."""
-        values = [getattr(rewrite, part) or "" for part in self._parts]
+        values = [getattr(rewrite, part) or "" for part in self.parts]
         if self.schema is not None:
             reply = {"critique": rewrite.critique or ""} if "critique" in self._properties else {}
-            return json.dumps(reply | dict(zip(self._parts, values, strict=True)), ensure_ascii=False, indent=2)
+            return json.dumps(reply | dict(zip(self.parts, values, strict=True)), ensure_ascii=False, indent=2)
         sections = [f"[{tag}]\n{value}\n[{self.end}]" for tag, value in zip(self.tags, values, strict=True)]
         return "\n\n".join([rewrite.critique, *sections] if rewrite.critique else sections)
 
@@ -138,8 +138,8 @@ class ReflectionPrompt:
         return (self.schema or {}).get("properties", {})
 
     @property
-    def _parts(self) -> tuple[str, ...]:
-        """What a reply brings, in order."""
+    def parts(self) -> tuple[str, ...]:
+        """What a reply brings, in order: ("response",), or ("instruction", "response")."""
         both = "instruction" in self._properties if self.schema is not None else len(self.tags) > 1
         return ("instruction", "response") if both else ("response",)
 
@@ -164,10 +164,10 @@ class ReflectionPrompt:
 
     def _check_example(self) -> None:
         rewrite = self.parse(self.example if self.example is not None else self.render(_SAMPLE))
-        read = tuple(getattr(rewrite, part) for part in self._parts)
-        if rewrite.error is None and (self.example or read == tuple(getattr(_SAMPLE, part) for part in self._parts)):
+        read = tuple(getattr(rewrite, part) for part in self.parts)
+        if rewrite.error is None and (self.example or read == tuple(getattr(_SAMPLE, part) for part in self.parts)):
             return
-        form = "a JSON object with " + " and ".join(f"`{part}`" for part in self._parts)
+        form = "a JSON object with " + " and ".join(f"`{part}`" for part in self.parts)
         if self.schema is None:
             form = " ".join(f"[{tag}] … [{self.end}]" for tag in self.tags)
         raise SettingsError(

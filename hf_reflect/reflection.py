@@ -82,7 +82,7 @@ class ReflectionTransform:
         TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of unusable replies,
             checked from the 50th answered row on.
         DataError: a column is missing.
-        SettingsError: in a worker of `map(num_proc=...)` something would have to be asked.
+        SettingsError: in a worker of `map(num_proc=...)` something would have to be asked; a prompt for another part.
 
     Source: arXiv 2402.10110, section 3.1 and Figures 4 and 5; with `keep_parent=False` arXiv 2310.11716.
     """
@@ -107,6 +107,12 @@ class ReflectionTransform:
         self.teacher, self.part, self.keep_parent = teacher, part, keep_parent
         self.retry_unusable, self.accept = retry_unusable, accept
         self.prompt = prompt or PROMPTS[part]
+        if (brings := self.prompt.parts) != PROMPTS[part].parts:
+            raise SettingsError(
+                f'`part="{part}"` needs a prompt whose replies bring {" and ".join(PROMPTS[part].parts)}; this one\'s '
+                f"bring {' and '.join(brings)}. Give it {len(PROMPTS[part].parts)} of `tags` (or properties of "
+                "`schema`), or reflect on the other part."
+            )
         self.source = (
             source if source is not None else getattr(teacher, "model", getattr(teacher, "__name__", "teacher"))
         )
@@ -179,11 +185,19 @@ class ReflectionTransform:
             if not left:
                 break
             replies = teacher([self._chat(parent) for parent in left])
+            if len(replies) != len(left):
+                raise TeacherError(
+                    f"The teacher {self.source!r} gave {len(replies)} replies to {len(left)} chats: it must give one "
+                    "each, in order; where there is none, a `Reply(error=...)`."
+                )
+            again = []
             for parent, reply in zip(left, replies, strict=True):
                 rewrite = self._read(parent, reply)
                 if rewrite.error is None or parent.position not in rewrites:
                     rewrites[parent.position] = rewrite
-            left = [parent for parent in left if rewrites[parent.position].error is not None]
+                if rewrite.error is not None and not reply.error:
+                    again.append(parent)
+            left = again
         return rewrites
 
     def _ask(self, attempt: _Attempt) -> Ask:
@@ -208,9 +222,11 @@ class ReflectionTransform:
         first, number = attempt.first or rewrite, attempt.number + 1
         if number <= self.retry_unusable and not reply.error:
             ask = self._ask(_Attempt(attempt.parent, number, first))
-            if ask.key not in self._failed:
+            if (failed := self._failed.get(ask.key)) is None:
                 return Verdict(True, ask)
-        finish(attempt, first)
+            rewrite = Rewrite(error=failed.error)
+        # where another run may still get the further attempt, the row says so
+        finish(attempt, rewrite if error_code(rewrite.error) in WAITING else first)
         return Verdict(unusable=True)
 
     def prefetch(self, dataset: Dataset) -> dict[str, float]:
@@ -289,6 +305,7 @@ class ReflectionTransform:
 
     def _count(self, dataset: Dataset) -> int:
         """How many versions there are to reflect on."""
+        require_columns(dataset.column_names, _NEEDED, "`ReflectionTransform`")
         columns = [name for name in ("variant", "source", "instruction", "response") if name in dataset.column_names]
         count = 0
         for batch in dataset.select_columns(columns).with_format("arrow").iter(10_000):
@@ -463,7 +480,7 @@ def estimate_recycling(
     completion_tokens, cost; how what is not there yet is counted says `ReflectionTransform.estimate`.
     """
     known = copy(instruction)
-    known._may_ask = False
+    known._may_ask, known.teacher = False, copy(instruction.teacher)  # whose `stats` are not the user's
     first = instruction.estimate(pairs)
     second = response.estimate(pairs.map(known, batched=True, load_from_cache_file=False))
     return {name: first[name] + second[name] for name in first}

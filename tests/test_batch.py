@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from batch_endpoint import BatchEndpoint, Drop, Status
@@ -471,6 +472,26 @@ def test_jobs_of_other_data_give_back_what_they_did_not_need(endpoint, tmp_path)
     assert [reply.error for reply in replies] == [None] * 10
     with ledger_of(tmp_path) as ledger:
         assert len(list(ledger.rows())) == 20 and ledger.jobs() == []
+
+
+def test_the_jobs_of_another_model_are_not_counted_at_this_ones_prices(endpoint, tmp_path):
+    def prices(of):
+        return {"price_per_million_input": of, "price_per_million_output": of}
+
+    endpoint.looks, endpoint.models = 10**9, ("teacher", "dear")
+    dear = replace(make(endpoint, tmp_path, total_timeout=0.6, **prices(10.0)), model="dear")
+    dear(chats(3))
+    reserved = spent(tmp_path)["cost"]
+    endpoint.looks = 1
+    for job in endpoint.jobs.values():
+        for _ in range(4):
+            endpoint.step(job)
+    cheap = make(endpoint, tmp_path, **prices(1e-3))
+    cheap(chats(2))
+    assert cheap.stats["asked"] == 2 and len(endpoint.submitted) == 5
+    assert reserved <= spent(tmp_path)["cost"] < 1.01 * reserved
+    with ledger_of(tmp_path) as ledger:
+        assert ledger.jobs() == [] and len(list(ledger.rows())) == 5
 
 
 def test_jobs_at_an_endpoint_that_is_gone_do_not_hold_up_others(endpoint, tmp_path):

@@ -415,6 +415,7 @@ def test_transformers_serve_a_field_that_it_does_not_take_is_said(endpoint, tmp_
     (reply,) = make(endpoint, tmp_path, extra_body={"top_k": 5})(chats(1))
     assert reply.error == "teacher: 422 Unexpected fields in the request: {'top_k'}"
     assert make(endpoint, tmp_path, extra_body={"seed": 5})(chats(1))[0].text == "fine"
+    assert endpoint.requests[-1]["seed"] == 5
 
 
 # ---- notebooks
@@ -521,7 +522,7 @@ def test_a_callable_goes_to_workers_of_map(pairs):
 
 
 def test_a_callable_that_answers_too_few_chats_is_an_error(pairs):
-    with pytest.raises(ValueError):
+    with pytest.raises(TeacherError, match="1 replies to 8 chats"):
         pairs.map(
             ReflectionTransform(lambda chats: [Reply("x")], "response", source="short"),
             batched=True,

@@ -29,6 +29,7 @@ from endpoint import Endpoint, rewriting
 from hf_reflect import BudgetExceeded, ReflectionTransform, Teacher, to_pairs
 from hf_reflect.errors import SettingsError, TeacherError
 from hf_reflect.ledger import Ledger
+from hf_reflect.teacher import live
 
 # A real process that asks. It prints what `prefetch` did and, given "map", how many rows came out usable; given
 # "chats" it starts sooner.
@@ -319,6 +320,7 @@ def limited(endpoint, most, window):
         with endpoint.lock:
             counts[int(now / window)] += 1
             left = most - counts[int(now / window)]
+        time.sleep(0.1)  # longer than requests in flight arrive apart
         reset = f"{(window - now % window) * 1000:.0f}ms"
         headers = {
             "x-ratelimit-limit-requests": str(most),
@@ -414,7 +416,54 @@ def test_past_the_total_time_a_prefetched_table_is_whole_and_asks_the_rest_later
     assert set(pairs.map(later, batched=True, load_from_cache_file=False)["error"]) == {None}
 
 
+def test_past_the_total_time_no_row_whose_further_attempt_is_due_is_lost(endpoint, tmp_path):
+    endpoint.answer, endpoint.latency = (lambda request: "nothing of use"), 0.05
+    pairs = many(40)
+    teacher = make(endpoint, tmp_path, total_timeout=1.0, max_concurrency=4)
+    transform = ReflectionTransform(teacher, "response", retry_unusable=50)
+    transform.prefetch(pairs)
+    table = pairs.map(transform, batched=True, load_from_cache_file=False)
+    assert len(table) == 80 and {error.split(":")[0] for error in table["error"][1::2]} == {"budget"}
+
+
+# ---- limits
+
+
+def test_past_a_limit_nobody_waits_for_a_turn(endpoint, tmp_path):
+    teacher = make(endpoint, tmp_path, max_requests=2, requests_per_minute=60, total_timeout=15.0)
+    errors = [reply.error for reply in teacher(chats(300))]
+    assert errors.count(None) == 2 == len(endpoint.requests)
+    assert {error for error in errors if error} == {"budget: spent 2 of max_requests=2; this request could pass it"}
+
+
+def test_one_row_that_only_meets_429_fails_alone(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "PATIENCE", 0.5)
+    no = {"status": 429, "body": {"error": {"message": "too long for this tier"}}, "headers": {"retry-after-ms": "50"}}
+    endpoint.answer = lambda request: no if "about 7" in str(request) else "fine"
+    replies = make(endpoint, tmp_path, max_concurrency=2)(chats(30))
+    assert {n: reply.error for n, reply in enumerate(replies) if reply.error} == {
+        7: "teacher: 429 too long for this tier"
+    }
+
+
 # ---- several processes
+
+
+def test_what_another_process_got_meanwhile_is_not_asked_again(endpoint, tmp_path):
+    teacher, asked = make(endpoint, tmp_path, max_concurrency=1), chats(20)
+
+    def answer(request):
+        if len(endpoint.requests) == 1:
+            endpoint.answer = lambda request: "fine"
+            assert not any(reply.reused for reply in make(endpoint, tmp_path)(asked[5:]))
+        return "fine"
+
+    endpoint.answer = answer
+    assert [reply.reused for reply in teacher(asked)] == [False] * 5 + [True] * 15
+    assert len(endpoint.requests) == 20
+    assert teacher.stats["asked"] == 5 and teacher.stats["reused"] == 15
+    with Ledger(teacher.ledger) as ledger:
+        assert ledger.spent()["requests"] == 20
 
 
 def test_workers_of_map_may_replay_but_not_ask(endpoint, tmp_path):
@@ -689,17 +738,21 @@ def test_where_no_attempt_is_usable_the_first_replys_error_stays(endpoint, tmp_p
 
 
 @prefetched
-@pytest.mark.parametrize("fault", ["budget", "teacher"])
-def test_where_a_further_attempt_fails_the_first_replys_error_stays(endpoint, tmp_path, pairs, prefetching, fault):
-    too_long = {"status": 400, "body": {"error": {"message": "no seeds"}}}
-    endpoint.answer = lambda request: too_long if "seed" in request and fault == "teacher" else USELESS
-    limit = {"max_requests": 12, "max_concurrency": 1} if fault == "budget" else {}
-    table = reflect(pairs, make(endpoint, tmp_path, **limit), prefetching, retry_unusable=2)
-    codes = Counter(error.split(":")[0] for error in table["error"][1::2])
-    if fault == "teacher":
-        assert codes == {"unparsed": 8} and len(endpoint.requests) == 16
-    else:  # rows are finished one after the other: four took three requests each, the others none
-        assert codes["unparsed"] >= 4 and set(codes) <= {"unparsed", "budget"} and len(endpoint.requests) == 12
+def test_a_further_attempt_that_could_not_be_made_is_made_up_by_another_run(endpoint, tmp_path, pairs, prefetching):
+    no_seeds = {"status": 400, "body": {"error": {"message": "no seeds"}}}
+    endpoint.answer = lambda request: no_seeds if "seed" in request and len(endpoint.requests) > 13 else USELESS
+    few = make(endpoint, tmp_path, max_requests=13, max_concurrency=1)
+    table = reflect(pairs, few, prefetching, retry_unusable=2)
+    # rows are finished one after the other: four took three requests each, the fifth one
+    codes = [error.split(":")[0] for error in table["error"][1::2]]
+    assert codes == ["unparsed"] * 4 + ["budget"] * 4 and len(endpoint.requests) == 13
+    table = reflect(pairs, make(endpoint, tmp_path), prefetching, retry_unusable=2)
+    assert table["error"][1::2] == [*table["error"][1:9:2], *["teacher: 400 no seeds"] * 4]
+    endpoint.answer = lambda request: USELESS
+    table = reflect(pairs, make(endpoint, tmp_path), prefetching, retry_unusable=2)
+    assert {error.split(":")[0] for error in table["error"][1::2]} == {"unparsed"}
+    made = [request.get("seed", 0) for request in endpoint.requests]
+    assert Counter(made) == {0: 8, 1: 8 + 4, 2: 8}  # four of the first further attempts were refused
 
 
 def not_for_rain(parent, rewrite):

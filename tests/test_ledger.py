@@ -127,8 +127,13 @@ def test_an_import_keeps_what_is_there_and_says_so(path, tmp_path, capsys):
         (b'{"key": "a", "request": {}, "reply": {}, "endpoint": null}', "lacks created"),
         (b'{"key": "a", "request": {}, "reply": "x", "endpoint": null, "created": 1}', "reply is a str"),
         (
-            b'{"key": "a", "request": {}, "reply": {}, "endpoint": null, "created": 1}',
+            b'{"key": "a", "request": {"messages": []}, "reply": {"text": ""}, "endpoint": null, "created": 1}',
             "key is not that of its request",
+        ),
+        (b'{"key": "a", "request": {"messages": []}, "reply": {}, "endpoint": null, "created": 1}', "has no text"),
+        (
+            b'{"key": "a", "request": {}, "reply": {"text": ""}, "endpoint": null, "created": 1}',
+            "request has no messages",
         ),
         (b"[" * 100_000, "recursion depth"),
     ],

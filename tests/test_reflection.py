@@ -374,11 +374,18 @@ def test_a_missing_column_is_named(pairs, teacher):
     for name in ("row_id", "variant", "instruction", "input", "response", "error"):
         with pytest.raises(DataError, match=f"needs the column '{name}'"):
             reflected(pairs.remove_columns(name), teacher, "instruction")
+        with pytest.raises(DataError, match=f"needs the column '{name}'"):
+            ReflectionTransform(teacher, "instruction").prefetch(pairs.remove_columns(name))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"part": "answer"}, "'answer'"), ({"part": "response", "source": ""}, 'cannot be ""')],
+    [
+        ({"part": "answer"}, "'answer'"),
+        ({"part": "response", "source": ""}, 'cannot be ""'),
+        ({"part": "response", "prompt": PROMPTS["instruction"]}, "needs a prompt whose replies bring response;"),
+        ({"part": "instruction", "prompt": PROMPTS["response-json"]}, "bring instruction and response; this"),
+    ],
 )
 def test_arguments_that_make_no_sense_are_refused(options, words):
     with pytest.raises(SettingsError, match=words):

@@ -226,6 +226,10 @@ def test_settings_that_cannot_hold_are_refused():
         Teacher("teacher", max_cost=1.0)
     with pytest.raises(SettingsError, match="on_budget"):
         Teacher("teacher", on_budget="ignore")
+    with pytest.raises(SettingsError, match="`max_tokens` must be at least 1"):
+        Teacher("teacher", max_tokens=None)
+    with pytest.raises(SettingsError, match="`extra_body` holds max_completion_tokens, which would undo"):
+        Teacher("teacher", extra_body={"max_completion_tokens": 10**6, "top_k": 5})
 
 
 def test_the_ledger_stores_what_was_asked_and_who_answered(endpoint, tmp_path):

@@ -24,7 +24,6 @@ _FIELDS: dict[str, Any] = {
     "endpoint": (str, type(None)),
     "created": (int, float),
 }
-_OVER = ("completed", "failed", "expired", "cancelled")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,6 +196,11 @@ def _row(line: bytes) -> dict[str, Any]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     if wrong := [name for name, kind in _FIELDS.items() if not isinstance(row[name], kind)]:
         raise ValueError(f"{wrong[0]} is a {type(row[wrong[0]]).__name__}")
+    if not isinstance(row["reply"].get("text"), str):
+        raise ValueError("its reply has no text")
+    messages = row["request"].get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and "content" in m for m in messages):
+        raise ValueError("its request has no messages")
     if row["key"] != request_key(row["request"]):
         raise ValueError("its key is not that of its request, so one of them was changed")
     return row
@@ -205,25 +209,34 @@ def _row(line: bytes) -> dict[str, Any]:
 # ---- jobs
 
 
+class _Unknown(TeacherError):
+    """The endpoint does not know the job: it is gone, or another key's, or the address is wrong."""
+
+
 @contextmanager
 def _client(job: Job) -> Iterator["OpenAI"]:
     """The endpoint that a job was given to, asked with the key that the job was given with."""
     import openai
 
-    from ..teacher import OPENAI
-    from ..teacher.endpoint import innermost, refusal
+    from ..teacher import OPENAI, Teacher
+    from ..teacher.endpoint import innermost, refusal, without
 
-    key = os.environ.get(job.api_key_env)
-    if not key and job.base_url == OPENAI:
+    if job.base_url == OPENAI and not os.environ.get(job.api_key_env):
         raise TeacherError(f"{job.api_key_env} is not set")
-    with openai.OpenAI(api_key=key or "not-needed", base_url=job.base_url, timeout=30.0, max_retries=1) as client:
+    key = Teacher("", job.base_url, job.api_key_env).api_key()
+    with openai.OpenAI(api_key=key, base_url=job.base_url, timeout=30.0, max_retries=1) as client:
         try:
             yield client
         except openai.APIStatusError as error:
-            words = refusal(error.status_code, error.body, error.response.text, client.api_key)
-            raise TeacherError(str(words)) from error
-        except openai.APIConnectionError as error:
-            raise TeacherError(innermost(error)) from error
+            words = str(refusal(error.status_code, error.body, error.response.text, key))
+            kind = _Unknown if error.status_code == 404 else TeacherError
+        except openai.APIError as error:
+            words, kind = without(key, innermost(error)), TeacherError
+        except AttributeError:  # the SDK hands over what is no JSON as it came
+            words, kind = "what it answers is no batch job", TeacherError
+        else:
+            return
+        raise kind(words)  # outside, so that no traceback shows what the endpoint said before the key was taken out
 
 
 def _batches(ledger: Ledger) -> None:
@@ -246,6 +259,8 @@ def _batches(ledger: Ledger) -> None:
 
 
 def _cancel(ledger: Ledger, ids: list[str]) -> None:
+    from ..teacher.batch import ENDED
+
     jobs = {job.remote: job for job in ledger.jobs() if job.remote}
     if unknown := [name for name in ids if name not in jobs]:
         raise DataError(f"{ledger.path} has no open job {', '.join(unknown)}. Open: {', '.join(jobs) or 'none'}.")
@@ -255,17 +270,17 @@ def _cancel(ledger: Ledger, ids: list[str]) -> None:
         try:
             with _client(job) as client:
                 state = client.batches.retrieve(name).status
-                if state not in _OVER:
+                if state not in ENDED:
                     state = client.batches.cancel(name).status
             ledger.update_job(job.id, state)
             print(f"{name}: {state}")
         except TeacherError as error:
-            if str(error).startswith("404 ") and name in ids:  # a 404 may also be another key's, or a wrong address
+            if isinstance(error, _Unknown) and name in ids:
                 owed = ledger.release(job.id, "forgotten")
                 print(f"{name}: {job.base_url} does not know it; {len(owed):,} requests are free to be asked again")
             else:
                 failed.append(f"{name} could not be cancelled at {job.base_url}: {error}")
-                if str(error).startswith("404 "):
+                if isinstance(error, _Unknown):
                     failed[-1] += f". To forget it: `python -m hf_reflect.ledger cancel {ledger.path} {name}`"
     if failed:
         raise TeacherError("\n".join(failed))

@@ -88,8 +88,11 @@ def _preamble(part: str) -> re.Pattern[str]:
 
 
 # what the teacher calls the text that it wrote
-_SPOKEN_OF = {"response": ("answer", "response", "instruction")}
-_SPOKEN_OF["instruction"] = (*_SPOKEN_OF["response"], "question", "prompt", "task", "version", "rewrite")
+_ANSWERS = ("answer", "response", "instruction")
+_SPOKEN_OF = {
+    "response": _ANSWERS,
+    "instruction": (*_ANSWERS, "question", "prompt", "task", "version", "rewrite"),
+}
 
 
 @cache

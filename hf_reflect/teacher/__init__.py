@@ -16,6 +16,7 @@ from .stream import Ask, Verdict, ask_of
 
 Chat = list[dict[str, str]]
 OPENAI = "https://api.openai.com/v1"
+_OWN_FIELDS = {"model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "stream"}
 
 
 @dataclass
@@ -31,9 +32,10 @@ class Teacher:
         base_url: the endpoint, OpenAI's where absent. One with a key variable that is not set gets a dummy key.
         api_key_env: the environment variable that holds the key.
         ledger: path of the SQLite file.
-        temperature, top_p, max_tokens: sampling; the papers' defaults. None leaves one out. A model that refuses
-            `temperature`, `top_p` or `seed` is asked without; the ledger says so (`left_out`).
-        extra_body: further fields of each request, as vLLM and others take them.
+        temperature, top_p: sampling; the papers' defaults. None leaves one out. A model that refuses `temperature`,
+            `top_p` or `seed` is asked without; the ledger says so (`left_out`).
+        max_tokens: of a reply, thinking included.
+        extra_body: further fields of each request, as vLLM and others take them; none of those that have an argument.
         mode: "live" sends each request; "batch" hands them to the batch API, which takes up to a day and half the
             price (set the prices accordingly). It waits for its jobs, also for those of an earlier run.
         max_concurrency: requests in flight.
@@ -94,8 +96,13 @@ class Teacher:
                 "`price_per_million_output`, or limit `max_total_tokens` or `max_requests`."
             )
         for name in ("max_concurrency", "max_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is None or getattr(self, name) < 1:
                 raise SettingsError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
+        if named := sorted(_OWN_FIELDS & set(self.extra_body or ())):
+            raise SettingsError(
+                f"`extra_body` holds {', '.join(named)}, which would undo what the teacher keeps to (its limits, its "
+                "ledger, its further attempts). Use the argument of that name, where there is one."
+            )
         for name in ("timeout", "total_timeout", "requests_per_minute", "tokens_per_minute"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise SettingsError(f"`{name}` must be positive, not {getattr(self, name)}.")
@@ -155,7 +162,7 @@ class Teacher:
             questions = stream.missing(asks)
             if not may_ask:
                 return stream.give_up(questions, "budget: not asked")
-            if (first := next(questions, None)) is None:
+            if (first := next(filter(None, questions), None)) is None:
                 return
             _refuse_workers_of_map()
             kind = Batch if self.mode == "batch" else Live

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from ..errors import Interrupted, TeacherError
 from ..ledger import Job, Ledger
 from .endpoint import Dialect, Refusal, innermost, open_client, read_completion, refusal, refused, without
-from .replies import Question, Reply, reply_of
+from .replies import Question, Questions, Reply, reply_of
 from .round import Progress, Round
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MAX_BYTES = 200_000_000
 POLL_FIRST, POLL_LATER = 1.0, 60.0  # seconds between two looks, growing from one to the other
 _PATIENCE = 600.0  # seconds that the endpoint may be out of reach while jobs are waited for
 _SKEW = 24 * 3600.0  # seconds that the endpoint's clock may differ from ours
-_ENDED = ("completed", "failed", "expired", "cancelled")
+ENDED = ("completed", "failed", "expired", "cancelled")
 _NOT_BEGUN = ("batch_expired", "batch_cancelled")
 _URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 _AT_ONCE = 500  # lines of a result in one commit
@@ -55,8 +55,8 @@ class Batch(Round):
         teacher: "Teacher",
         ledger: Ledger,
         progress: Progress,
-        questions: Iterator[Question],
-        deliver: Callable[[Question, Reply], Iterator[Question]],
+        questions: Questions,
+        deliver: Callable[[Question, Reply], Questions],
     ):
         super().__init__(teacher, ledger, progress)
         self.questions, self.deliver = questions, deliver
@@ -93,7 +93,7 @@ class Batch(Round):
         """Submit what is missing, wait, take what comes; also what is to be asked after that."""
         async with self.open:
             try:
-                while self.stopped is None and (some := list(islice(self.questions, _AT_ONCE))):
+                while self.stopped is None and (some := list(islice(self.questions, _AT_ONCE // 10))):
                     self._sort(some)
                     await asyncio.sleep(0)  # Ctrl-C need not wait for the rest
                 await self._look_after_others()
@@ -121,10 +121,10 @@ class Batch(Round):
 
     # ---- what to do about each question
 
-    def _sort(self, questions: Iterable[Question]) -> None:
+    def _sort(self, questions: Iterable[Question | None]) -> None:
         """What a job owes is waited for; what came, or will not, is told; the rest must be submitted."""
-        questions = iter(questions)
-        while some := list(islice(questions, _AT_ONCE)):
+        some_left = filter(None, questions)
+        while some := list(islice(some_left, _AT_ONCE)):
             owed = self.ledger.in_jobs(question.key for question in some)
             known = self.ledger.get(question.key for question in some if question.key not in owed)
             for question in some:
@@ -379,9 +379,9 @@ class Batch(Round):
             self.progress.say(f"{remote.id}: {remote.status}.")
         if remote.status == "failed":
             self._failed(job, remote)
-        elif remote.status in _ENDED:
+        elif remote.status in ENDED:
             await self._take(client, job, remote)
-        return remote.status in _ENDED
+        return remote.status in ENDED
 
     async def _take(self, client: "AsyncOpenAI", job: Job, remote: Any) -> None:
         """Replies into the ledger; what was reserved is corrected to what was used, or given back."""
@@ -432,15 +432,7 @@ class Batch(Round):
         except ValueError as nothing:  # it may have been billed: what was reserved stays so
             self.errors[key] = f"teacher: {without(client.api_key, f'no reply in the answer: {nothing}')}"
             return
-        used = record["prompt_tokens"], record["completion_tokens"]
-        spent = self.teacher.cost(*used)
-        over = (sum(used) - tokens, spent - cost) if record.pop("counted") else (0, 0.0)
-        if sent.left_out:
-            record["left_out"] = sorted(sent.left_out)
-        self.ledger.put(key, request, record, job.base_url, over)
-        self.progress.tokens += sum(used)
-        self.progress.cost += spent
-        self.teacher.count(asked=1, prompt_tokens=used[0], completion_tokens=used[1], cost=spent)
+        self.store(key, request, record, job.base_url, (tokens, cost), sent.left_out)
 
     def _failed(self, job: Job, remote: Any) -> None:
         """A job that was not even begun: its queue was full, or nothing of the kind will ever work."""

@@ -78,14 +78,10 @@ class Dialect:
 
     def body(self, request: dict[str, Any]) -> dict[str, Any]:
         """The request as it is sent."""
-        body = {name: value for name, value in request.items() if name not in self.left_out}
+        own = dict(request)
+        body = own.pop("extra_body", {}) | own  # the seed of a further attempt goes before one of `extra_body`
         body[self.limit_name] = body.pop("max_tokens")
-        extra = body.pop("extra_body", {})
-        return body | extra
-
-    def all_of(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The request as it was sent before anything was learned."""
-        return Dialect(self.limit_name).body(request)
+        return {name: value for name, value in body.items() if name not in self.left_out}
 
     def learn(self, found: Refusal, sent: dict[str, Any]) -> bool:
         """Whether the request may work when it is sent as the model wants it, which is known from now on."""

@@ -37,7 +37,7 @@ class Estimate:
         self._seen: dict[str, list[_Seen]] = defaultdict(list)
         for request, reply in ledger.sample(teacher.model):
             chat = request["messages"]
-            seen = _Seen(size(chat), reply["prompt_tokens"], reply["completion_tokens"])
+            seen = _Seen(size(chat), reply.get("prompt_tokens") or 0, reply.get("completion_tokens") or 0)
             if seen.prompt_tokens:  # an endpoint that does not count teaches nothing
                 self._seen[_kind(chat)].append(seen)
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TeacherError
@@ -22,7 +23,7 @@ from .endpoint import (
     seconds,
     without,
 )
-from .replies import Question, Reply, reply_of
+from .replies import Question, Questions, Reply, reply_of
 from .round import Progress, Round
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
     from . import Teacher
 
-logger = logging.getLogger(__name__)
-
 # How long nothing may get through before asking stops: little before the first reply, when a setting is likely wrong;
 # more after it, when a server may be restarting. A rerun asks only what is missing.
 PATIENCE_AT_FIRST = 5.0  # seconds
 PATIENCE = 120.0  # seconds; also for an endpoint that answers nothing but 429
-_BUSY = 0.1  # share of 429 up to which they are accidents, not a limit
+_BUSY = 0.15  # share of 429 up to which they are accidents, not a limit
+_MEMORY = 0.98  # weight of the answers before, in that share
+_WIDEST = 1.0  # seconds between two requests, at most
 _ENOUGH = 5  # different requests that fail, before an endpoint that does answer is given up
 _LONGEST_PAUSE = 60.0  # seconds that a used-up limit may close the gate, before it is refused
 
@@ -52,6 +53,14 @@ class _Retryable(Exception):
 
 class _Refused(Exception):
     """This one request will never work; others may. The words are the reply's `error`."""
+
+
+class _Answered(Exception):
+    """Another process on this ledger asked the same meanwhile."""
+
+    def __init__(self, reply: Reply):
+        super().__init__()
+        self.reply = reply
 
 
 class _OutOfBudget(Exception):
@@ -80,8 +89,8 @@ class Live(Round):
         teacher: "Teacher",
         ledger: Ledger,
         progress: Progress,
-        questions: Iterator[Question],
-        deliver: Callable[[Question, Reply], Iterator[Question]],
+        questions: Questions,
+        deliver: Callable[[Question, Reply], Questions],
     ):
         from aiolimiter import AsyncLimiter
 
@@ -91,16 +100,17 @@ class Live(Round):
         self.client: AsyncOpenAI
         self.dialect = Dialect()
         self.anything_answered = False
-        self.failing_since: float | None = None  # the first failure since something got through (time.monotonic)
+        self.failing_since = math.inf  # the first failure since something got through (time.monotonic)
         self.failing: set[str] = set()  # the keys that failed since
         self.closed_until = 0.0  # the gate: nobody sends before this moment (time.monotonic)
         self.next_slot = 0.0  # nor before this one, where they go spaced out
         self.spacing = 0.0  # seconds between two who pass the gate
         self.slowed = 0.0  # when the spacing last grew
         self.busy = 0.0  # share of 429 among the last answers
+        self.too_much = math.inf  # tokens: so many were seen to pass a limit with nothing in flight
         self.sent: dict[str, float] = {}  # reserved or in flight: key → when
         self.settled = asyncio.Event()  # set whenever a reservation was corrected
-        self.in_line: set[asyncio.Task] = set()  # who waits to send
+        self.in_line: dict[asyncio.Task, Question] = {}  # who waits to send
         # A limiter lets a whole window through at once, so windows are short, but above its timer's precision. A
         # little below the limit: the endpoint's clock sees requests that were spaced out arrive closer together.
         rate = (teacher.requests_per_minute or 0) * 0.98 / 60  # a second
@@ -128,13 +138,14 @@ class Live(Round):
 
     async def _work(self) -> None:
         """Take one question after the other; a question holds its place until its reply is committed."""
-        following: Iterator[Question] = iter(())
+        following: Questions = iter(())
         while self.stopped is None:
             question = None
             try:
-                question = next(following, None) or next(self.questions, None)
+                question = next(chain(following, self.questions))
                 if question is None:
-                    return
+                    await asyncio.sleep(0)
+                    continue
                 reply = await self._answer(question)
                 following = self.deliver(question, reply)
             except (_Stopped, asyncio.CancelledError) as error:
@@ -142,8 +153,11 @@ class Live(Round):
                     self.unanswered.append(question)
                 if isinstance(error, asyncio.CancelledError):
                     raise
+            except StopIteration:
+                return
             except Exception as error:  # raised again at the end
                 self.stop(error)
+        self.unanswered += [question for question in following if question]
 
     async def _answer(self, question: Question) -> Reply:
         from tenacity import AsyncRetrying, retry_if_exception_type
@@ -169,6 +183,9 @@ class Live(Round):
                 with attempt:
                     await self._turn(question)
                     return await self._once(question)
+        except _Answered as found:
+            self.teacher.count(reused=1)
+            return found.reply
         except _OutOfBudget as error:
             words = f"budget: {error}"
         except _Retryable as error:
@@ -188,6 +205,8 @@ class Live(Round):
 
     async def _turn(self, question: Question) -> None:
         """Wait until one may send: the gate, rate limits, the budget."""
+        if question.tokens >= self.too_much and not self.sent:
+            raise _OutOfBudget(self.budget_words())
         while self.stopped is None:
             await self._stand_in_line(question)
             if await self._reserve(question):
@@ -202,7 +221,7 @@ class Live(Round):
     async def _stand_in_line(self, question: Question) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.in_line.add(task)
+        self.in_line[task] = question
         try:
             while (closed := max(self.closed_until, self.next_slot) - time.monotonic()) > 0 and self.stopped is None:
                 await self._sleep(min(closed, 1.0))
@@ -215,22 +234,36 @@ class Live(Round):
                     piece = min(left, self.tokens_limiter.max_rate)
                     await self.tokens_limiter.acquire(piece)
                     left -= piece
+        except asyncio.CancelledError:
+            if self.stopped is not None or question.tokens < self.too_much:
+                raise
+            task.uncancel()
+            raise _OutOfBudget(self.budget_words()) from None
         finally:
-            self.in_line.discard(task)
+            self.in_line.pop(task, None)
 
     async def _reserve(self, question: Question) -> bool:
         """Set aside the most that this can cost; False once asking stops."""
 
-        def reserve() -> bool:
+        def reserve() -> bool | Reply:
+            if record := self.ledger.get([question.key]).get(question.key):
+                return reply_of(record, reused=True)
             fits = self.ledger.reserve(question.tokens, question.cost, self.teacher.limits)
             if fits:
                 self.sent[question.key] = time.monotonic()
             return fits
 
         while self.stopped is None:
-            if await self.commit(reserve):
+            if isinstance(result := await self.commit(reserve), Reply):
+                raise _Answered(result)
+            if result:
                 return True
             if not self.sent:
+                self.too_much = min(self.too_much, question.tokens)
+                for task, other in list(self.in_line.items()):  # they would wait in vain
+                    if other.tokens >= self.too_much:
+                        del self.in_line[task]
+                        task.cancel()
                 raise _OutOfBudget(self.budget_words())
             self.settled.clear()
             await self.settled.wait()  # what is in flight may give back part of what it reserved
@@ -269,32 +302,23 @@ class Live(Round):
             error.args = (words,)
             self._nothing_got_through(words, question.key, answers=True)
             raise _Retryable(words) from error
-        finally:
+        else:
+            self.anything_answered, self.failing_since = True, math.inf
+            self.busy *= _MEMORY
+            self.spacing = self.spacing * 0.9 if self.spacing > 1e-3 else 0.0
+            return await self._keep(question, answer, started)
+        finally:  # others see what was reserved corrected before they see nothing in flight
             del self.sent[question.key]
             self.settled.set()
 
-        self.anything_answered, self.failing_since = True, None
-        self.failing.clear()
-        self.busy *= 0.95
-        self.spacing = self.spacing * 0.95 if self.spacing > 1e-3 else 0.0
-        return await self.keep(question, answer, started)
-
-    async def keep(self, question: Question, answer: dict[str, Any], started: float) -> Reply:
+    async def _keep(self, question: Question, answer: dict[str, Any], started: float) -> Reply:
         """Commit a reply, and what it took instead of what was reserved for it."""
-        used = answer["prompt_tokens"], answer["completion_tokens"]
-        cost = self.teacher.cost(*used)
-        # an endpoint that does not count: what was reserved is the only bound there is
-        over = (sum(used) - question.tokens, cost - question.cost) if answer.pop("counted") else (0, 0.0)
         record = answer | {"seconds": round(time.monotonic() - started, 3)}
-        if self.dialect.left_out:
-            record["left_out"] = sorted(self.dialect.left_out)
-        put = self.ledger.put, question.key, question.request, record, self.teacher.shown_endpoint, over
-        await self.commit(lambda: put[0](*put[1:]))
-        self.settled.set()
-        self.progress.tokens += sum(used)
-        self.progress.cost += cost
-        self.teacher.count(asked=1, prompt_tokens=used[0], completion_tokens=used[1], cost=cost)
-        return reply_of(record)
+        endpoint, reserved = self.teacher.shown_endpoint, (question.tokens, question.cost)
+        left_out = self.dialect.left_out
+        return reply_of(
+            await self.commit(lambda: self.store(question.key, question.request, record, endpoint, reserved, left_out))
+        )
 
     def _after(self, found: Any, headers: Any, body: dict[str, Any], key: str, sent: float) -> Exception:
         """What to do about a status that is no success."""
@@ -306,7 +330,7 @@ class Live(Round):
             return _Refused(f"refused: the endpoint's filter withheld the reply: {found.words}")
         wait = retry_after(headers)
         if found.status == 429:
-            return self._slow_down(str(found), wait or 1.0, sent)
+            return self._slow_down(str(found), wait or 1.0, key, sent)
         if found.status in (408, 409, 425) or found.status >= 500:
             self._nothing_got_through(str(found), key, answers=True)
             return _Retryable(str(found), wait)
@@ -322,20 +346,29 @@ class Live(Round):
             if reset is not None and reset <= _LONGEST_PAUSE:
                 self.closed_until = max(self.closed_until, time.monotonic() + reset)
 
-    def _slow_down(self, words: str, wait: float, sent: float) -> Exception:
+    def _fails(self, key: str, now: float) -> bool:
+        """Note a failure; whether it is the first since something got through."""
+        if first := self.failing_since == math.inf:
+            self.failing_since = now
+            self.failing.clear()
+        self.failing.add(key)
+        return first
+
+    def _slow_down(self, words: str, wait: float, key: str, sent: float) -> Exception:
         """Close the gate for a while, and space out those who pass it: more with each 429 that still comes."""
         now = time.monotonic()
-        if self.failing_since is None:
-            self.failing_since = now
+        self._fails(key, now)
         if now - self.failing_since > PATIENCE + wait:
+            if self.anything_answered and len(self.failing) < _ENOUGH:
+                return _Refused(f"teacher: {words}")
             return TeacherError(
                 f"The endpoint {self.teacher.shown_endpoint} answers nothing but 429 for {PATIENCE:g} s: {words}\n"
                 "Set `requests_per_minute` or a smaller `max_concurrency`, or wait until its limit is reset. Replies "
                 "that came before are in the ledger."
             )
-        self.busy = 0.95 * self.busy + 0.05
+        self.busy = _MEMORY * self.busy + 1 - _MEMORY
         if sent > self.slowed and self.busy > _BUSY:
-            self.spacing, self.slowed = min(max(2 * self.spacing, 0.02), 5.0), now
+            self.spacing, self.slowed = min(max(2 * self.spacing, 0.02), _WIDEST), now
         self.closed_until = max(self.closed_until, now + wait)
         return _Retryable(words, free=True)
 
@@ -345,14 +378,8 @@ class Live(Round):
         One request that an endpoint always fails at is no reason; where it `answers`, several must fail.
         """
         now = time.monotonic()
-        if self.failing_since is None:
-            self.failing_since = now
-            self.failing.clear()
-            if not answers:
-                self.progress.say(
-                    f"The endpoint {self.teacher.shown_endpoint} does not answer ({words}); trying again."
-                )
-        self.failing.add(key)
+        if self._fails(key, now) and not answers:
+            self.progress.say(f"The endpoint {self.teacher.shown_endpoint} does not answer ({words}); trying again.")
         patience = PATIENCE if self.anything_answered else PATIENCE_AT_FIRST
         others = [sent for other, sent in self.sent.items() if other != key]
         if now - self.failing_since <= patience or any(sent < self.failing_since for sent in others):

@@ -1,5 +1,6 @@
 """What is asked and what comes back."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
@@ -28,6 +29,10 @@ class Question(NamedTuple):
     prompt_tokens: int  # about so many
     tokens: int  # of prompt and reply, at most
     cost: float  # of these
+
+
+# None stands between two looks into the ledger: whoever asks may do something else for a moment.
+Questions = Iterator[Question | None]
 
 
 def reply_of(record: dict[str, Any], reused: bool = False) -> Reply:

@@ -1,13 +1,13 @@
 """One round of asking: what live requests and batch jobs have in common."""
 
 import asyncio
-import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import BudgetExceeded, Interrupted
@@ -16,8 +16,6 @@ from .replies import Question
 
 if TYPE_CHECKING:
     from . import Teacher
-
-logger = logging.getLogger(__name__)
 
 GRACE = 4.0  # seconds that requests in flight have to come back after Ctrl-C or SIGTERM
 _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
@@ -29,6 +27,7 @@ class Round:
     def __init__(self, teacher: "Teacher", ledger: Ledger, progress: "Progress"):
         self.teacher, self.ledger, self.progress = teacher, ledger, progress
         self.stopped: BaseException | None = None
+        self.interrupted = False
         self.halt = asyncio.Event()  # set once there is a reason to stop
         self.at_once = asyncio.Event()  # set where what is in flight is not waited for any longer
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future]] = []
@@ -61,6 +60,32 @@ class Round:
             if not future.done():
                 future.set_result(result)
 
+    def store(
+        self,
+        key: str,
+        request: dict[str, Any],
+        answer: dict[str, Any],
+        endpoint: str | None,
+        reserved: tuple[int, float],
+        left_out: Iterable[str],
+    ) -> dict[str, Any]:
+        """Put what `read_completion` read into the ledger, and what it took in place of what was reserved for it."""
+        record = dict(answer)
+        used = record["prompt_tokens"], record["completion_tokens"]
+        # An endpoint that does not count: what was reserved is the only bound there is. So it is for another model's
+        # reply, which a job of an earlier run may bring: these are not its prices.
+        counted, mine = record.pop("counted"), request["model"] == self.teacher.model
+        cost = self.teacher.cost(*used)
+        over = (sum(used) - reserved[0] if counted else 0, cost - reserved[1] if counted and mine else 0.0)
+        if names := sorted(left_out):
+            record["left_out"] = names
+        self.ledger.put(key, request, record, endpoint, over)
+        if mine:
+            self.progress.tokens += sum(used)
+            self.progress.cost += cost
+            self.teacher.count(asked=1, prompt_tokens=used[0], completion_tokens=used[1], cost=cost)
+        return record
+
     def budget_words(self) -> str:
         """Which limits there are and what was spent of them; BudgetExceeded where that shall be raised."""
         teacher, spent = self.teacher, self.ledger.spent()
@@ -92,9 +117,10 @@ class Round:
 
     def interrupt(self, number: int) -> None:
         """Ctrl-C or SIGTERM: what is in flight may still come back, for a moment; a second time it may not."""
-        if isinstance(self.stopped, Interrupted):
+        if self.interrupted:
             self.at_once.set()
             return
+        self.interrupted = True
         self.progress.say("Stopping; what is in flight has a moment to come back. Once more to stop at once.")
         self.stop(Interrupted(number))
         asyncio.get_running_loop().call_later(GRACE, self.at_once.set)
@@ -218,16 +244,19 @@ class Progress:
     """One bar: done of all, reused, unusable, requests a second, tokens, money. Without a terminal a line a minute."""
 
     def __init__(self, teacher: "Teacher", total: int | None):
-        from tqdm import tqdm
-
         self.teacher, self.total = teacher, total
         self.done, self.reused, self.unusable, self.sent = 0, 0, 0, 0
         self.tokens, self.cost = 0, 0.0
         self.started = time.monotonic()
-        on_screen = sys.stderr.isatty()
-        self.every = 0.5 if on_screen else _SAY_EVERY
-        form = "Asking {n_fmt}" + ("/{total_fmt}, {remaining} left" if total else "") + "{postfix}"
-        self.bar = tqdm(total=total, bar_format=form, dynamic_ncols=True, disable=not on_screen)
+        self.every = 0.5 if sys.stderr.isatty() else _SAY_EVERY
+
+    @cached_property
+    def bar(self) -> Any:
+        """Made where something is asked: a `map` that only replays shows none."""
+        from tqdm import tqdm
+
+        form = "Asking {n_fmt}" + ("/{total_fmt}, {remaining} left" if self.total else "") + "{postfix}"
+        return tqdm(total=self.total, bar_format=form, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def count(self, reused: bool, unusable: bool) -> None:
         """One more has its reply."""

@@ -1,11 +1,11 @@
 """What goes through one call of a teacher: requests in, replies out, each told once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ledger import Ledger, request_key
-from .replies import Question, Reply, reply_of
+from .replies import Question, Questions, Reply, reply_of
 from .round import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Stream:
         self.teacher, self.ledger, self.progress, self.on_reply = teacher, ledger, progress, on_reply
         self._seen: set[bytes] = set()
 
-    def missing(self, asks: Iterable[Ask]) -> Iterator[Question]:
+    def missing(self, asks: Iterable[Ask]) -> Questions:
         """Tell of the replies that are there; yield what must be asked."""
         asks = iter(asks)
         while some := list(islice(asks, _AT_ONCE)):
@@ -71,16 +71,17 @@ class Stream:
                     else:
                         self._seen.add(digest)
                         yield self._question(ask)
+            yield None
 
-    def deliver(self, question: Question, reply: Reply) -> Iterator[Question]:
+    def deliver(self, question: Question, reply: Reply) -> Questions:
         """Tell of a reply that was asked for; yields what must be asked after it."""
         if reply.error:
             self.teacher.count(failed=1)
         return self.missing(self._tell(question.tag, reply))
 
-    def give_up(self, questions: Iterable[Question], error: str) -> None:
+    def give_up(self, questions: Iterable[Question | None], error: str) -> None:
         """Tell of questions that are not asked."""
-        for question in questions:
+        for question in filter(None, questions):
             self.give_up(self.deliver(question, Reply(error=error)), error)
 
     def _tell(self, tag: Any, reply: Reply) -> list[Ask]:
