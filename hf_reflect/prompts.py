@@ -90,7 +90,7 @@ class ReflectionPrompt:
         self, instruction: str, response: str, input: str = "", history: Iterable[dict[str, str]] = ()
     ) -> list[dict[str, str]]:
         """The messages that ask for a rewrite of this pair."""
-        turns = "\n".join(f"{turn['role'].upper()}: {turn['content']}" for turn in history or ())
+        turns = "\n".join([f"{turn['role'].upper()}: {turn['content']}" for turn in history or ()])
         user = self.user.format(
             history=self.history_block.format(turns=turns) if turns else "",
             instruction=instruction,

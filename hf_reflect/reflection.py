@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .errors import SettingsError, TeacherError
-from .ledger import Ledger
+from .ledger import Keys, Ledger
 from .pairs import PAIR_FEATURES, SCORE_COLUMNS, WAITING, as_table, error_code, is_usable, put_column, require_columns
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats
 from .teacher.estimate import ENOUGH_REPLIES, Estimate
 from .teacher.replies import Reply
-from .teacher.stream import Ask, Verdict, ask_of, size
+from .teacher.stream import Ask, Verdict, size
 
 # Errors that say something about the teacher or its settings; `unchanged`, `check`, `parent` and `budget` do not.
 FAILURES = ("teacher", "truncated", "refused", "unparsed", "placeholder")
@@ -123,7 +123,7 @@ class ReflectionTransform:
     def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
         self._failed: dict[str, Reply] = {}  # by the ledger's key, from the last `prefetch`
-        self._sampling: dict[int, dict[str, Any]] = {}  # the teacher's, by attempt, for one call
+        self._sampling: dict[int, tuple[dict[str, Any], Keys]] = {}  # the teacher's, by attempt, for one call
         # a rewrite stands below its parent, perhaps in the next batch: the last keys made
         # show a table reflected before
         self._made: deque[tuple[str, str, str]] = deque(maxlen=1000)
@@ -206,8 +206,11 @@ class ReflectionTransform:
             assert isinstance(self.teacher, Teacher)
             changes: dict[str, Any] = {"temperature": WARMER, "seed": attempt.number} if attempt.number else {}
             changes["response_format"] = self.prompt.response_format
-            self._sampling[attempt.number] = self.teacher.sampling(**changes)
-        return ask_of({"messages": self._chat(attempt.parent), **self._sampling[attempt.number]}, attempt)
+            sampling = self.teacher.sampling(**changes)
+            self._sampling[attempt.number] = sampling, Keys(sampling)
+        sampling, keys = self._sampling[attempt.number]
+        chat = self._chat(attempt.parent)
+        return Ask(keys(chat), {"messages": chat, **sampling}, attempt)
 
     def _chat(self, parent: _Parent) -> Chat:
         values = parent.values
@@ -340,10 +343,11 @@ class ReflectionTransform:
     def _parents(self, columns: dict[str, list]) -> list[_Parent]:
         keys = list(zip(columns["row_id"], columns["variant"], columns["source"], strict=True))
         parents = []
-        for position, (_, variant, source) in enumerate(keys):
-            if variant not in _PARENTS[self.part] or source not in ("", self.source):
-                continue
-            parents.append(_Parent(position, {name: values[position] for name, values in columns.items()}))
+        for position, (row, (_, variant, source)) in enumerate(
+            zip(zip(*columns.values(), strict=True), keys, strict=True)
+        ):
+            if variant in _PARENTS[self.part] and source in ("", self.source):
+                parents.append(_Parent(position, dict(zip(columns, row, strict=True))))
         if self.keep_parent:
             made = [(keys[p.position][0], self._child(keys[p.position][1]), self.source) for p in parents]
             existing = {*made, *self._made}
@@ -393,16 +397,17 @@ class ReflectionTransform:
         for field in _SCHEMA:
             if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
                 table = put_column(table, field, pa.array(columns[field.name], field.type))
-        below = table.take(pa.array([parent.position for parent in parents], pa.int64()))
+        others = table.select([name for name in table.column_names if name not in PAIR_FEATURES])
+        others = others.take(pa.array([parent.position for parent in parents], pa.int64()))
         rows = [self._row(parent, rewrites[parent.position]) for parent in parents]
-        for field in _SCHEMA:
-            below = put_column(below, field, pa.array([row[field.name] for row in rows], field.type))
+        new = {field.name: pa.array([row[field.name] for row in rows], field.type) for field in _SCHEMA}
+        new |= {name: others[name] for name in others.column_names}
         # another version's scores are not this one's
-        same = pa.array([new["variant"] == old.values["variant"] for new, old in zip(rows, parents, strict=True)])
+        same = pa.array([row["variant"] == old.values["variant"] for row, old in zip(rows, parents, strict=True)])
         for name in (*SCORE_COLUMNS, "coherence"):
-            if name in below.column_names:
-                column = pc.if_else(same, below[name], pa.scalar(None, below[name].type))
-                below = put_column(below, below.schema.field(name), column)
+            if name in new:
+                new[name] = pc.if_else(same, new[name], pa.scalar(None, new[name].type))
+        below = pa.table([new[name] for name in table.column_names], schema=table.schema)
 
         place = {parent.position: len(table) + number for number, parent in enumerate(parents)}
         order: list[int] = []

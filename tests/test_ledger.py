@@ -1,5 +1,6 @@
 """The ledger: shared, upgraded, damaged, killed in the middle, and looked at with `python -m hf_reflect.ledger`."""
 
+import copy
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_reflect import ledger as ledger_module
 from hf_reflect.errors import DataError
@@ -28,6 +31,44 @@ def request(number, words="Say something about"):
 def reply(number, text="fine"):
     record = {"text": f"{text} {number}", "finish_reason": "stop", "model": "teacher-0125"}
     return record | {"prompt_tokens": number, "completion_tokens": 2 * number}
+
+
+def naive_key(request):
+    """The definition, word by word: canonical JSON with lengths for texts, then the texts."""
+    request, texts = copy.deepcopy(request), b""
+    for message in request.get("messages", []):
+        if isinstance(message["content"], str):
+            text = message["content"].encode("utf-8", "surrogatepass")
+            texts += text
+            message["content"] = len(text)
+    frame = json.dumps(request, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(frame.encode("utf-8", "surrogatepass") + texts).hexdigest()
+
+
+parameter = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5))
+message = st.fixed_dictionaries(
+    {"content": st.one_of(st.text(), st.none(), st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=3))))},
+    optional={"role": st.one_of(st.sampled_from(["system", "user", 'a"b', "ö"]), st.none()), "name": st.text()},
+)
+
+
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from(["a", "model", "message", "messages2", "zz"]), st.text(max_size=5)),
+        st.one_of(parameter, st.dictionaries(st.text(max_size=3), parameter)),
+    ),
+    st.lists(message, max_size=3),
+)
+def test_a_key_is_the_hash_of_lengths_and_texts(sampling, messages):
+    asked = sampling | {"messages": messages}
+    assert request_key(asked) == naive_key(asked)
+
+
+def test_a_key_tells_apart_what_a_text_could_imitate():
+    two = [{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}]
+    others = [{"role": "user", "content": "a"}, {"role": "user", "content": "bc"}]
+    assert request_key({"messages": two}) != request_key({"messages": others})
+    assert request_key({"messages": [{"role": "user", "content": 2}]}) != request_key({"messages": two[:1]})
 
 
 def fill(path, count, start=0):

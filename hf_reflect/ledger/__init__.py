@@ -42,6 +42,7 @@ _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "fus
 _AT_ONCE = 500  # keys in one query
 
 
+_ROLES = ("system", "user", "assistant")
 _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
@@ -51,15 +52,32 @@ def request_key(request: dict[str, Any]) -> str:
     Of the request as canonical JSON with each text replaced by its length in bytes, and of the texts: escaping them
     would take longer than all the rest.
     """
-    texts = []
-    messages = []
-    for message in request.get("messages", ()):
-        if isinstance(text := message["content"], str):
-            texts.append(text.encode("utf-8", "surrogatepass"))
-            message = message | {"content": len(texts[-1])}
-        messages.append(message)
-    frame = _canonical(request | {"messages": messages}).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(b"".join([frame, *texts])).hexdigest()
+    return Keys({name: value for name, value in request.items() if name != "messages"})(request.get("messages", ()))
+
+
+class Keys:
+    """`request_key` for many chats that are asked for with the same `sampling`, which is encoded once."""
+
+    def __init__(self, sampling: dict[str, Any]):
+        before = _canonical({name: value for name, value in sampling.items() if name < "messages"})
+        after = _canonical({name: value for name, value in sampling.items() if name > "messages"})
+        self._before = before[:-1] + ("," if before != "{}" else "") + '"messages":['
+        self._after = "]" + ("," if after != "{}" else "") + after[1:]
+
+    def __call__(self, messages: Iterable[dict[str, Any]]) -> str:
+        """The key of this chat."""
+        texts, framed = [], []
+        for message in messages:
+            text, role = message["content"], message.get("role")
+            if isinstance(text, str):
+                texts.append(text.encode("utf-8", "surrogatepass"))
+                if len(message) == 2 and role in _ROLES:
+                    framed.append(f'{{"content":{len(texts[-1])},"role":"{role}"}}')
+                    continue
+                message = message | {"content": len(texts[-1])}
+            framed.append(_canonical(message))
+        frame = f"{self._before}{','.join(framed)}{self._after}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(b"".join([frame, *texts])).hexdigest()
 
 
 class Job(NamedTuple):
@@ -198,13 +216,14 @@ class Ledger:
 
     def get(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The stored replies to these keys; absent ones are left out."""
-        keys, found = list(keys), {}
+        keys = list(keys)
+        found: dict[str, dict[str, Any]] = {}
         with self._explained():
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                for key, reply in self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some):
-                    found[key] = _stored(reply)
+                rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some).fetchall()
+                found.update(zip((key for key, _ in rows), _all_stored([reply for _, reply in rows]), strict=True))
         return found
 
     def put(
@@ -387,6 +406,17 @@ def _stored(text: str) -> dict[str, Any]:
         raise ValueError("no object")
     except (TypeError, ValueError) as error:
         raise sqlite3.DatabaseError(f"it is damaged: what is stored is no JSON any more ({error})") from error
+
+
+def _all_stored(texts: list[str]) -> list[dict[str, Any]]:
+    """As `_stored` each, in half the time."""
+    try:
+        values = json.loads(f"[{','.join(texts)}]")
+        if len(values) == len(texts) and all(isinstance(value, dict) for value in values):
+            return values
+    except (TypeError, ValueError):
+        pass
+    return [_stored(text) for text in texts]  # one of them is damaged
 
 
 def _is_network_file_system(path: Path) -> bool:

@@ -155,10 +155,16 @@ def without_preamble(section: str, part: str) -> str:
 
 def without_sign_off(section: str, part: str) -> str:
     """The text without the teacher's last words about it: a whole paragraph, or the last sentences of one."""
-    last_words, talk = section[-3000:].casefold(), _talk(part)
-    if not any(noun in last_words for noun in _SPOKEN_OF[part]):
+    talk, begin = _talk(part), max(0, len(section) - 3000)
+    line = section.find("\n", begin)
+    # nothing is looked at before the first of these lines, or the last sentences
+    last_words = section[max(0, min(line, len(section) - 800)) if line >= 0 else -800 :].casefold()
+    for noun in _SPOKEN_OF[part]:
+        if noun in last_words:
+            break
+    else:
         return section
-    for paragraph in _PARAGRAPH.finditer(section, max(0, len(section) - 3000)):
+    for paragraph in _PARAGRAPH.finditer(section, begin):
         if talk.match(section, paragraph.end()) and not Blocks(section).hold(paragraph.end()):
             return strip(RULE.sub("", section[: paragraph.start()]))
     cut = len(section)

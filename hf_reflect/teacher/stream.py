@@ -64,10 +64,10 @@ class Stream:
                     if (digest := bytes.fromhex(ask.key)) in self._seen:
                         self.teacher.count(reused=1)
                         self.progress.count(reused=True, unusable=False)
-                    elif ask.key in known:
+                    elif record := known.get(ask.key):
                         self._seen.add(digest)
                         self.teacher.count(reused=1)
-                        some += self._tell(ask.tag, reply_of(known[ask.key], reused=True))
+                        some += self._tell(ask.tag, reply_of(record, reused=True))
                     else:
                         self._seen.add(digest)
                         yield self._question(ask)
