@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,8 @@ for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
     os.environ.pop(name, None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only fight
 datasets.disable_progress_bars()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so in a script's background; children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 

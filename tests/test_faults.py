@@ -161,6 +161,7 @@ def kill_at_random_moments(endpoint, tmp_path, kills, rows, seed):
     assert is_sound(tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_every_row_comes_and_little_is_paid_twice(endpoint, tmp_path):
     kill_at_random_moments(endpoint, tmp_path, kills=5, rows=400, seed=2)
 

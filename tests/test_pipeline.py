@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import datasets
+import pytest
 from conftest import scripted_teacher, tiny_llama
 
 from hf_reflect import (
@@ -28,6 +29,7 @@ def failing_late(chats):
     ]
 
 
+@pytest.mark.slow
 def test_one_error_late_in_a_long_table_changes_no_type(student, tmp_path):
     model, tokenizer = student
     rows = [{"instruction": f"Say number {n}", "output": f"{n}", "tag": n % 3} for n in range(1, 2501)]

@@ -39,7 +39,8 @@ def test_the_lines_of_an_own_reflection_make_a_prompt_that_reads_its_replies(tea
     table = pairs.map(names["better"], batched=True, load_from_cache_file=False)
     assert table["response"][1] == "Ein Fluss ist Wasser, das läuft." and table["critique"][1] == "Zu schwer."
     assert table["source"][1] == "for children"
-    assert "[Dazu]\nGood morning, my friend.\n\n[Antwort]" in endpoint.requests[1]["messages"][1]["content"]
+    asked = [request["messages"][1]["content"] for request in endpoint.requests]  # in any order
+    assert sum("[Dazu]\nGood morning, my friend.\n\n[Antwort]" in text for text in asked) == 1
 
 
 def test_the_callbacks_lines_run_as_they_stand(candidates, tmp_path, monkeypatch):

@@ -104,6 +104,7 @@ def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path)
     assert second["training"]["loss_first"] == first["training"]["loss_first"]
 
 
+@pytest.mark.slow
 def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoint, tmp_path):
     config = settings(
         dataset=str(reference / "reference" / "alpaca_sample.json"),
@@ -238,19 +239,22 @@ def test_without_a_key_two_lines_say_what_to_do(tmp_path):
     assert "export OPENAI_API_KEY" in lines[0] and "quickstart.yaml" in lines[1]
 
 
+def mendable(name, changes, words, slow=True):
+    return pytest.param(changes, words, id=name, marks=[pytest.mark.slow] * slow)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist"),
-        ({"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist"),
-        ({}, "found the columns"),
-        ({"ifd_gate": 0.0001}, "keeps none of 8 rows"),
-        ({"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
-        ({"rule": "papr"}, "The rule 'papr' is unknown"),
-        ({"stage": "recycel"}, "`stage` is all, recycle, select or train"),
-        ({"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
+        mendable("model", {"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist", slow=False),
+        mendable("path", {"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist"),
+        mendable("columns", {}, "found the columns"),
+        mendable("empty selection", {"ifd_gate": 0.0001}, "keeps none of 8 rows", slow=False),
+        mendable("misspelt key", {"lerning_rate": 1e-3}, "Did you mean `learning_rate`?", slow=False),
+        mendable("rule", {"rule": "papr"}, "The rule 'papr' is unknown"),
+        mendable("stage", {"stage": "recycel"}, "`stage` is all, recycle, select or train"),
+        mendable("student", {"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
     ],
-    ids=["model", "path", "columns", "empty selection", "misspelt key", "rule", "stage", "student"],
 )
 def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, tmp_path):
     if "columns" in words:
@@ -261,6 +265,7 @@ def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, t
     assert words in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_speaks(settings):
     done = run("--config", settings(teacher_model="gpt-typo"), processes=2)
     assert done.returncode != 0
