@@ -873,6 +873,13 @@ def test_on_a_terminal_one_bar_shows_how_far_it_is_and_what_it_costs(endpoint, t
     assert re.search(r"cost \d+\.\d\d of 50", last)
 
 
+def test_a_limit_is_said_once_and_what_is_not_asked_is_not_called_unusable(endpoint, tmp_path):
+    seen = on_a_terminal(endpoint, tmp_path, 24, 240, max_concurrency=4, max_requests=10)
+    assert seen.count("is reached: spent 10 of max_requests=10. What could pass it is not asked;") == 1
+    last = seen.rstrip().split("\r")[-1]
+    assert "10/24" in last and "14 not asked, 0 unusable, 0 reused" in last
+
+
 def test_eighty_columns_are_enough_for_what_matters_most(endpoint, tmp_path):
     endpoint.latency = 0.2
     prices = {"price_per_million_input": 100.0, "price_per_million_output": 200.0, "max_cost": 50.0}

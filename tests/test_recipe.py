@@ -250,7 +250,7 @@ def mendable(name, changes, words, slow=True):
         mendable("path", {"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist"),
         mendable("columns", {}, "found the columns"),
         mendable("empty selection", {"ifd_gate": 0.0001}, "keeps none of 8 rows", slow=False),
-        mendable("misspelt key", {"lerning_rate": 1e-3}, "Did you mean `learning_rate`?", slow=False),
+        mendable("misspelt key", {"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
         mendable("rule", {"rule": "papr"}, "The rule 'papr' is unknown"),
         mendable("stage", {"stage": "recycel"}, "`stage` is all, recycle, select or train"),
         mendable("student", {"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
@@ -272,6 +272,7 @@ def test_of_two_processes_one_speaks(settings):
     assert done.stderr.count("The model `gpt-typo` does not exist") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_runs_is_left_alone(settings, tmp_path):
     (tmp_path / "run" / "candidates").mkdir(parents=True)
     (tmp_path / "run" / "candidates" / "mine.txt").write_text("precious")
@@ -280,6 +281,7 @@ def test_a_folder_that_is_no_runs_is_left_alone(settings, tmp_path):
     assert (tmp_path / "run" / "candidates" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_uses_a_folder(settings, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):

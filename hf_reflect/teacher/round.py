@@ -27,7 +27,7 @@ class Round:
     def __init__(self, teacher: "Teacher", ledger: Ledger, progress: "Progress"):
         self.teacher, self.ledger, self.progress = teacher, ledger, progress
         self.stopped: BaseException | None = None
-        self.interrupted = False
+        self.interrupted = self.budget_said = False
         self.halt = asyncio.Event()  # set once there is a reason to stop
         self.at_once = asyncio.Event()  # set where what is in flight is not waited for any longer
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future]] = []
@@ -96,6 +96,12 @@ class Round:
             if limit is not None
         ]
         words = f"spent {', '.join(of)}; this request could pass it"
+        if not self.budget_said:
+            self.budget_said = True
+            self.progress.say(
+                f"A limit of {teacher.ledger} is reached: spent {', '.join(of)}. What could pass it is not asked; "
+                "with a higher limit the same command asks only that."
+            )
         if teacher.on_budget == "raise":
             raise BudgetExceeded(
                 f"The budget of {teacher.ledger} is used up: {words}. Raise the limit and run again: only the rest is "
@@ -174,7 +180,9 @@ class Round:
             self.progress.close(self.ledger)
 
     def _out_of_time(self) -> None:
-        self.stop(OutOfTime(f"total_timeout={self.teacher.total_timeout:g} s are over"))
+        reason = OutOfTime(f"total_timeout={self.teacher.total_timeout:g} s are over")
+        self.progress.say(f"{reason}: the same command asks for what is missing.")
+        self.stop(reason)
         self.at_once.set()
 
 
@@ -245,7 +253,7 @@ class Progress:
 
     def __init__(self, teacher: "Teacher", total: int | None):
         self.teacher, self.total = teacher, total
-        self.done, self.reused, self.unusable, self.sent = 0, 0, 0, 0
+        self.done, self.reused, self.unusable, self.left, self.sent = 0, 0, 0, 0, 0
         self.tokens, self.cost = 0, 0.0
         self.started = time.monotonic()
         self.every = 0.5 if sys.stderr.isatty() else _SAY_EVERY
@@ -271,6 +279,7 @@ class Progress:
             words.append(f"cost {spent['cost']:.2f} of {teacher.max_cost:g}")
         elif teacher.price_per_million_input or teacher.price_per_million_output:
             words.append(f"cost {self.cost:.2f}")
+        words += [f"{self.left:,} not asked"] * bool(self.left)
         words += [f"{self.unusable:,} unusable", f"{self.reused:,} reused"]
         words.append(f"{self.sent / max(time.monotonic() - self.started, 1e-9):.1f} req/s")
         if teacher.max_requests is not None:

@@ -86,10 +86,11 @@ class Stream:
 
     def _tell(self, tag: Any, reply: Reply) -> list[Ask]:
         verdict = self.on_reply(tag, reply) or Verdict()
-        if verdict.then is None:
+        if reply.error and reply.error.startswith("budget:"):
+            self.progress.left += 1
+        elif verdict.then is None:
             self.progress.count(reply.reused, verdict.unusable)
-            return []
-        return [verdict.then]
+        return [verdict.then] if verdict.then else []
 
     def _question(self, ask: Ask) -> Question:
         chat, teacher = ask.request["messages"], self.teacher
