@@ -27,6 +27,7 @@ CHECKED_FROM = 50  # answered rows
 WARMER = 0.7  # temperature at which an unusable reply is asked for again
 _PARENTS = {"instruction": ("original",), "response": ("original", "instruction")}
 _SCHEMA: pa.Schema = PAIR_FEATURES.arrow_schema
+_REWRITTEN = ("variant", "source", "instruction", "input", "response", "critique", "error")
 _NEEDED = ("row_id", "variant", "instruction", "input", "response", "error")
 _BATCH = 100  # rows read at once where replies are waited for meanwhile
 
@@ -397,10 +398,10 @@ class ReflectionTransform:
         for field in _SCHEMA:
             if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
                 table = put_column(table, field, pa.array(columns[field.name], field.type))
-        others = table.select([name for name in table.column_names if name not in PAIR_FEATURES])
+        others = table.select([name for name in table.column_names if name not in _REWRITTEN])
         others = others.take(pa.array([parent.position for parent in parents], pa.int64()))
         rows = [self._row(parent, rewrites[parent.position]) for parent in parents]
-        new = {field.name: pa.array([row[field.name] for row in rows], field.type) for field in _SCHEMA}
+        new = {name: pa.array([row[name] for row in rows], _SCHEMA.field(name).type) for name in _REWRITTEN}
         new |= {name: others[name] for name in others.column_names}
         # another version's scores are not this one's
         same = pa.array([row["variant"] == old.values["variant"] for row, old in zip(rows, parents, strict=True)])
@@ -419,15 +420,13 @@ class ReflectionTransform:
         return pa.concat_tables([table, below]).take(pa.array(order, pa.int64()))
 
     def _row(self, parent: _Parent, rewrite: Rewrite) -> dict[str, Any]:
-        """The columns of the design's table for what came of a version."""
+        """The columns in which what came of a version may differ from it."""
         if rewrite.error is None:
-            return parent.values | self._version(parent, rewrite)
+            return self._version(parent, rewrite)
         if not self.keep_parent:
-            return parent.values | {
-                "critique": rewrite.critique or parent.values["critique"],
-                "error": rewrite.error,
-            }
-        return parent.values | {
+            old = {name: parent.values[name] for name in _REWRITTEN}
+            return old | {"critique": rewrite.critique or old["critique"], "error": rewrite.error}
+        return {
             "variant": self._child(parent.values["variant"]),
             "source": self.source,
             "instruction": None,

@@ -219,7 +219,7 @@ def test_an_export_that_cannot_be_written_or_read_says_so(path, file, capsys):
 
 
 def test_vacuum_gives_space_back(path, capsys):
-    fill(path, 2000)
+    fill(path, 5000)
     with Ledger(path) as ledger:
         ledger._db.execute("DELETE FROM replies")
     assert main(["vacuum", str(path)]) == 0
@@ -443,7 +443,7 @@ def check_full(ran, path):
 
 def test_past_the_largest_file_the_disk_is_said_to_be_full_and_what_was_put_is_there(path):
     def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
 
     command = [sys.executable, "-c", FULL, str(path)]
     check_full(subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files), path)
@@ -453,7 +453,7 @@ def test_on_a_full_disk_what_was_put_is_there(path, tmp_path):
     """A file system of a megabyte, mounted for this process only; its ledger is copied out when it is full."""
     mount, command = tmp_path / "small", [sys.executable, "-c", FULL]
     mount.mkdir()
-    script = f'mount -t tmpfs -o size=1m none {mount} || exit 77; "$@" {mount}/ledger.sqlite; code=$?; '
+    script = f'mount -t tmpfs -o size=2m none {mount} || exit 77; "$@" {mount}/ledger.sqlite; code=$?; '
     script += f"cp {mount}/ledger.sqlite* {tmp_path}; exit $code"
     check_full(mounted(script, "sh", *command), path)
 

@@ -111,6 +111,21 @@ def test_pairs_may_hold_braces_and_the_prompts_own_field_names(part):
     assert "Fill {input} in {0}\n" in user and "\n{response} {\n" in user and "\n{history}}\n" in user
 
 
+@pytest.mark.parametrize(
+    "user",
+    [
+        "{instruction}{response}",
+        "{{}} {instruction} {{response}} {response}{{",
+        "{response:.3} {instruction:>9}",
+        "{instruction!r} {response}",
+    ],
+)
+def test_a_template_is_filled_as_str_format_does(user):
+    prompt = ReflectionPrompt(system="", user=user, tags=("Better",))
+    pair = {"instruction": "Fill {0}.", "response": "{{Done}}: {instruction}"}
+    assert prompt.chat(**pair)[1]["content"] == user.format(**pair)
+
+
 def test_own_prompt_brings_its_criteria_and_tag():
     prompt = ReflectionPrompt(
         system="Be brief.",

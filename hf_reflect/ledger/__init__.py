@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from jiter import from_json
+
 from ..errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -68,16 +70,19 @@ class Keys:
         """The key of this chat."""
         texts, framed = [], []
         for message in messages:
-            text, role = message["content"], message.get("role")
-            if isinstance(text, str):
-                texts.append(text.encode("utf-8", "surrogatepass"))
+            content, role = message["content"], message.get("role")
+            if isinstance(content, str):
+                texts.append(content.encode("utf-8", "surrogatepass"))
                 if len(message) == 2 and role in _ROLES:
                     framed.append(f'{{"content":{len(texts[-1])},"role":"{role}"}}')
                     continue
                 message = message | {"content": len(texts[-1])}
             framed.append(_canonical(message))
         frame = f"{self._before}{','.join(framed)}{self._after}".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(b"".join([frame, *texts])).hexdigest()
+        digest = hashlib.sha256(frame)
+        for text in texts:
+            digest.update(text)
+        return digest.hexdigest()
 
 
 class Job(NamedTuple):
@@ -156,6 +161,8 @@ class Ledger:
             )
         if version == 0 and tables:
             raise sqlite3.DatabaseError("it is an SQLite file of something else")
+        if version == 0:
+            self._db.execute("PRAGMA page_size = 16384")  # a row takes about 5 kB: smaller pages split it
         if _is_network_file_system(self.path):
             logger.warning("The ledger %s lies on a network file system: use one process, WAL is off.", self.path)
             self._db.execute("PRAGMA journal_mode = DELETE")
@@ -222,8 +229,8 @@ class Ledger:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some).fetchall()
-                found.update(zip((key for key, _ in rows), _all_stored([reply for _, reply in rows]), strict=True))
+                rows = self._db.execute(f"SELECT key, CAST(reply AS BLOB) FROM replies WHERE key IN ({marks})", some)
+                found.update([(key, _stored(reply)) for key, reply in rows])
         return found
 
     def put(
@@ -397,26 +404,15 @@ class Ledger:
         return [] if found == ["ok"] else found
 
 
-def _stored(text: str) -> dict[str, Any]:
+def _stored(text: str | bytes) -> dict[str, Any]:
     """What a column holds as JSON; where it does not any more, that is damage like any other."""
     try:
-        value = json.loads(text)
+        value = from_json(text.encode() if isinstance(text, str) else text)
         if isinstance(value, dict):
             return value
         raise ValueError("no object")
     except (TypeError, ValueError) as error:
         raise sqlite3.DatabaseError(f"it is damaged: what is stored is no JSON any more ({error})") from error
-
-
-def _all_stored(texts: list[str]) -> list[dict[str, Any]]:
-    """As `_stored` each, in half the time."""
-    try:
-        values = json.loads(f"[{','.join(texts)}]")
-        if len(values) == len(texts) and all(isinstance(value, dict) for value in values):
-            return values
-    except (TypeError, ValueError):
-        pass
-    return [_stored(text) for text in texts]  # one of them is damaged
 
 
 def _is_network_file_system(path: Path) -> bool:

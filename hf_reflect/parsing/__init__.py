@@ -58,7 +58,7 @@ def read_tagged(text: str, tags: tuple[str, ...], end: str = "End", asked: str =
         lambda before: any(bracketed(tag).search(before) for tag in tags),
     )
     critique = None
-    samples = [_samples(asked, tag, end) for tag in tags]
+    samples = _samples(asked, tags, end)
     try:
         chosen = as_asked(text, tags, end)
         if chosen is None:
@@ -76,7 +76,7 @@ def read_tagged(text: str, tags: tuple[str, ...], end: str = "End", asked: str =
                 the_one(tag, [one for one in sections if one.tag == tag], shown)
                 for tag, shown in zip(tags, samples, strict=True)
             ]
-        first = min(one.start for one in chosen)
+        first = min([one.start for one in chosen])
         if chosen[0].start > first and not all(one.closed for one in chosen):
             raise Unreadable(f"unparsed: [{tags[1]}] comes before [{tags[0]}], and one of them has no [{end}]")
         critique = strip(text[:first]) or None
@@ -128,10 +128,10 @@ def is_end_tag(tag: str) -> bool:
 
 
 @cache
-def _samples(asked: str, tag: str, end: str) -> frozenset[str]:
-    """The words that the prompt itself shows in this tag, folded: `[Better Answer] your answer [End]`."""
-    shown = re.findall(rf"{bracketed(tag).pattern}(.{{1,80}}?)\[{re.escape(end)}\]", asked[:20_000])
-    return frozenset(folded(words) for words in shown)
+def _samples(asked: str, tags: tuple[str, ...], end: str) -> list[frozenset[str]]:
+    """The words that the prompt itself shows in each tag, folded: `[Better Answer] your answer [End]`."""
+    forms = [rf"{bracketed(tag).pattern}(.{{1,80}}?)\[{re.escape(end)}\]" for tag in tags]
+    return [frozenset(folded(words) for words in re.findall(form, asked[:20_000])) for form in forms]
 
 
 def _nothing(wanted: str, text: str) -> Rewrite:

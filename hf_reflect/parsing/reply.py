@@ -52,6 +52,8 @@ def spoken(
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n")
+    if "<" not in text and "◁" not in text:  # as most: all that is looked for begins with one of them
+        return text
     if thinking := _THINKING.match(text):
         text = text[thinking.end() :]
     closing = _THINKING_END.search(text) if "<" in text and not is_reply(text) else None
