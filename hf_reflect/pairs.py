@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
+from datasets.formatting.formatting import LazyBatch, LazyRow
 
-from .errors import DataError
+from .errors import DataError, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,9 @@ def as_table(batch: Any) -> pa.Table:
     """The batch of a `map` as Arrow; the user's own columns keep the types they have."""
     if isinstance(batch, pa.Table):
         return batch
-    if hasattr(batch, "pa_table"):  # what `datasets.map` hands over
+    if isinstance(batch, LazyRow) or (isinstance(batch, dict) and isinstance(batch.get("row_id"), str)):
+        raise SettingsError("A single row came, where a batch is needed: `map(..., batched=True)`.")
+    if isinstance(batch, LazyBatch):  # what `datasets.map` hands over
         return batch.pa_table
     schema = PAIR_FEATURES.arrow_schema
     fields = {name: schema.field(name).type for name in batch if name in PAIR_FEATURES}

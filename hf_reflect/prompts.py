@@ -72,6 +72,10 @@ class ReflectionPrompt:
     schema: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        for name in ("tags", "instruction_criteria", "response_criteria"):
+            if isinstance(values := getattr(self, name), str):
+                raise SettingsError(f"`{name}` is one text, of which each letter would count: give ({values!r},).")
+            object.__setattr__(self, name, tuple(values))  # a list would do, but has no hash
         _check_template("user", self.user, _FIELDS, needed=("instruction", "response"))
         _check_template("input_block", self.input_block, ("input",), needed=("input",))
         _check_template("history_block", self.history_block, ("turns",))
@@ -97,8 +101,8 @@ class ReflectionPrompt:
             instruction=instruction,
             input=self.input_block.format(input=input) if input else "",
             response=response,
-            instruction_criteria=_listed(tuple(self.instruction_criteria)),
-            response_criteria=_listed(tuple(self.response_criteria)),
+            instruction_criteria=_listed(self.instruction_criteria),
+            response_criteria=_listed(self.response_criteria),
         )
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
@@ -146,7 +150,7 @@ class ReflectionPrompt:
 
     def _check_tags(self) -> None:
         tags = self.tags
-        if isinstance(tags, str) or len(tags) not in (1, 2):
+        if len(tags) not in (1, 2):
             raise SettingsError(
                 f"`tags` is {tags!r}, but a reply has one section (the better answer) or two (the new instruction, "
                 'the answer to it). Give a tuple of one or two tags, such as ("Better Answer",).'
@@ -219,7 +223,7 @@ def _check_template(name: str, template: str, known: tuple[str, ...], needed: tu
 
 @cache
 def _listed(criteria: tuple[str, ...]) -> str:
-    return " and ".join(part for part in (", ".join(criteria[:-1]), criteria[-1]) if part)
+    return " and ".join(filter(None, (", ".join(criteria[:-1]), *criteria[-1:])))
 
 
 def _schema(*keys: str) -> dict[str, Any]:

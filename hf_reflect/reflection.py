@@ -83,7 +83,8 @@ class ReflectionTransform:
         TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of unusable replies,
             checked from the 50th answered row on.
         DataError: a column is missing.
-        SettingsError: in a worker of `map(num_proc=...)` something would have to be asked; a prompt for another part.
+        SettingsError: in a worker of `map(num_proc=...)` something would have to be asked; a prompt for another part;
+            `map` without `batched=True`.
 
     Source: arXiv 2402.10110, section 3.1 and Figures 4 and 5; with `keep_parent=False` arXiv 2310.11716.
     """
@@ -103,6 +104,15 @@ class ReflectionTransform:
     ):
         if part not in _PARENTS:
             raise SettingsError(f'`part` is "instruction" or "response", not {part!r}.')
+        if not callable(teacher):
+            raise SettingsError(
+                f"`teacher` is a `Teacher`, or a callable from chats to replies, not {teacher!r}. For an endpoint: "
+                "`Teacher(model, base_url=...)`."
+            )
+        if not isinstance(prompt, ReflectionPrompt | None):
+            raise SettingsError(
+                f"`prompt` is a `ReflectionPrompt`, not {prompt!r}: `PROMPTS` has {', '.join(PROMPTS)}."
+            )
         if retry_unusable < 0:
             raise SettingsError(f"`retry_unusable` counts further attempts: 0 or more, not {retry_unusable}.")
         self.teacher, self.part, self.keep_parent = teacher, part, keep_parent

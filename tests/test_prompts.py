@@ -138,6 +138,18 @@ def test_own_prompt_brings_its_criteria_and_tag():
     assert prompt.parse("Too long. [Shorter] Rain. [End]").response == "Rain."
 
 
+def test_lists_do_for_tuples_and_criteria_may_be_none():
+    prompt = ReflectionPrompt(
+        system="",
+        user="{instruction}{response}{instruction_criteria}|{response_criteria}",
+        tags=["Better"],
+        instruction_criteria=["Clarity", "Depth", "Length"],
+        response_criteria=[],
+    )
+    assert prompt.chat("", "")[1]["content"] == "Clarity, Depth and Length|"
+    assert hash(prompt) and prompt.parse("[Better] Rain. [End]").response == "Rain."
+
+
 # ---- how a reply is read
 
 A = "Water boils at 100 °C at sea level; higher up it boils earlier, since the air presses less."
@@ -1057,7 +1069,8 @@ REFUSED = {
     ),
     "no tags": (dict(tags=()), "one section"),
     "three tags": (dict(tags=("a", "b", "c")), "one section"),
-    "a string": (dict(tags="Besser"), "one section"),
+    "a string": (dict(tags="Besser"), r"give \('Besser',\)"),
+    "a criterion": (dict(response_criteria="Kürze"), r"`response_criteria` is one text.*give \('Kürze',\)"),
     "empty tag": (dict(tags=(" ",)), "empty tag"),
     "empty end": (dict(tags=("Besser",), end=""), "empty tag"),
     "duplicate tags": (dict(tags=("Better  Answer", "better answer")), "twice"),

@@ -383,6 +383,7 @@ def test_a_missing_column_is_named(pairs, teacher):
     [
         ({"part": "answer"}, "'answer'"),
         ({"part": "response", "source": ""}, 'cannot be ""'),
+        ({"part": "response", "prompt": "response-json"}, "`PROMPTS` has instruction, response, instruction-json"),
         ({"part": "response", "prompt": PROMPTS["instruction"]}, "needs a prompt whose replies bring response;"),
         ({"part": "instruction", "prompt": PROMPTS["response-json"]}, "bring instruction and response; this"),
     ],
@@ -390,6 +391,20 @@ def test_a_missing_column_is_named(pairs, teacher):
 def test_arguments_that_make_no_sense_are_refused(options, words):
     with pytest.raises(SettingsError, match=words):
         ReflectionTransform(scripted_teacher, **options)
+
+
+def test_a_teacher_by_name_is_refused():
+    with pytest.raises(SettingsError, match="callable from chats to replies, not 'gpt-5'"):
+        ReflectionTransform("gpt-5", "response")
+
+
+def test_a_map_without_batches_is_refused_before_anything_is_asked(endpoint, teacher, pairs):
+    transform = ReflectionTransform(teacher, "response")
+    with pytest.raises(SettingsError, match="batched=True"):
+        pairs.map(transform, load_from_cache_file=False)
+    with pytest.raises(SettingsError, match="batched=True"):
+        transform(pairs[0])
+    assert not endpoint.requests
 
 
 class Picky:

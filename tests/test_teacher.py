@@ -232,6 +232,56 @@ def test_settings_that_cannot_hold_are_refused():
         Teacher("teacher", extra_body={"max_completion_tokens": 10**6, "top_k": 5})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_concurrency": "64"},
+        {"max_concurrency": 2.5},
+        {"max_retries": -1},
+        {"max_retries": None},
+        {"max_failure_rate": 20},
+        {"timeout": 0},
+        {"requests_per_minute": -600.0},
+        {"price_per_million_input": -1.0},
+        {"max_requests": -1},
+        {"max_total_tokens": float("nan")},
+        {"base_url": "localhost:8000/v1"},
+    ],
+)
+def test_numbers_out_of_range_and_addresses_without_scheme_are_refused(settings):
+    with pytest.raises(SettingsError, match=f"`{next(iter(settings))}` (must be|begins with)"):
+        Teacher("teacher", **settings)
+
+
+KEYS = ["sk-proj-abc", "sk_live_51H8xQ2eZvKYlo2CqT9RxW", "9f8e7d6c5b4a39281706f5e4d3c2b1a0", "a" * 31 + "1", ""]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_in_place_of_its_variables_name_is_refused_and_not_repeated(key):
+    with pytest.raises(SettingsError, match="name of the environment variable") as refused:
+        Teacher("teacher", api_key_env=key)
+    assert not key or key not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "my_key_2", "_K", "COMPANY_WIDE_AZURE_OPENAI_API_KEY_FOR_GPT4"])
+def test_names_of_variables_are_taken(name):
+    assert Teacher("teacher", api_key_env=name).api_key_env == name
+
+
+@pytest.mark.parametrize("what", ["Why?", ["Why?"], chats(1)[0], [[{"role": "user"}]]])
+@pytest.mark.parametrize("use", [Teacher.__call__, Teacher.estimate])
+def test_what_is_no_list_of_chats_is_said(endpoint, tmp_path, what, use):
+    with pytest.raises(DataError, match="is no chat"):
+        use(make(endpoint, tmp_path), what)
+
+
+def test_a_ledger_may_lie_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Teacher("teacher", ledger="~/a.sqlite").ledger == str(tmp_path / "a.sqlite")
+    Ledger("~/b.sqlite")
+    assert (tmp_path / "b.sqlite").exists()
+
+
 def test_the_ledger_stores_what_was_asked_and_who_answered(endpoint, tmp_path):
     make(endpoint, tmp_path)(chats(1))
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:

@@ -117,7 +117,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # autocommit: a statement is durable when it returns, a transaction is begun where one is meant

@@ -1,15 +1,17 @@
 """The teacher: any OpenAI-compatible endpoint, asked for many chats at once, politely and within a budget."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import SettingsError, TeacherError
+from ..errors import DataError, SettingsError, TeacherError
 from ..ledger import Ledger, Limits, request_key
 from .replies import Reply
 from .stream import Ask, Verdict, ask_of
@@ -17,6 +19,23 @@ from .stream import Ask, Verdict, ask_of
 Chat = list[dict[str, str]]
 OPENAI = "https://api.openai.com/v1"
 _OWN_FIELDS = {"model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "stream"}
+# The name of an environment variable; a key holds other characters, or a long run of letters and digits.
+_VARIABLE = re.compile(r"(?!\w*?(?=[A-Za-z]*\d)[A-Za-z\d]{20})[A-Za-z_]\w*", re.ASCII)
+_NUMBERS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    (
+        ("max_concurrency", "max_tokens"),
+        "at least 1, a whole number",
+        lambda n: isinstance(n, Integral) and int(n) >= 1,
+    ),
+    (("max_retries",), "0 or more, a whole number", lambda n: isinstance(n, Integral) and int(n) >= 0),
+    (("max_failure_rate",), "a share between 0 and 1", lambda n: 0 <= n <= 1),
+    (("timeout", "total_timeout", "requests_per_minute", "tokens_per_minute"), "positive", lambda n: n > 0),
+    (
+        ("price_per_million_input", "price_per_million_output", "max_cost", "max_requests", "max_total_tokens"),
+        "0 or more",
+        lambda n: n >= 0,
+    ),
+)
 
 
 @dataclass
@@ -56,6 +75,7 @@ class Teacher:
     Raises:
         TeacherError: when called: no key, nothing gets through, the endpoint does not know key or model.
         BudgetExceeded: with `on_budget="raise"`.
+        DataError: when called with what are no chats; the ledger cannot be used.
         SettingsError: values out of range; `max_cost` without prices; a chat to ask in a worker of `map(num_proc=…)`.
     """
 
@@ -85,27 +105,36 @@ class Teacher:
     _stats: dict[str, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.ledger = str(self.ledger)
+        self.ledger = os.path.expanduser(self.ledger)
         self._stats = no_stats()
         for name, allowed in (("on_budget", ("stop", "raise")), ("mode", ("live", "batch"))):
             if getattr(self, name) not in allowed:
                 raise SettingsError(f'`{name}` is "{allowed[0]}" or "{allowed[1]}", not {getattr(self, name)!r}.')
+        for names, words, holds in _NUMBERS:
+            for name in names:
+                value = getattr(self, name)
+                if value is None and self.__dataclass_fields__[name].default is None:
+                    continue
+                if not isinstance(value, Real) or isinstance(value, bool) or not holds(value):
+                    raise SettingsError(f"`{name}` must be {words}, not {value!r}.")
+        if not _VARIABLE.fullmatch(self.api_key_env):
+            raise SettingsError(
+                "`api_key_env` is the name of the environment variable that holds the key. What was given is no such "
+                "name, and is not repeated here, since it may be the key itself: `export OPENAI_API_KEY=...`, and "
+                "leave the argument out."
+            )
+        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
+            raise SettingsError("`base_url` begins with http:// or https://, such as http://localhost:8000/v1.")
         if self.max_cost is not None and None in (self.price_per_million_input, self.price_per_million_output):
             raise SettingsError(
                 f"`max_cost={self.max_cost}` cannot be kept without prices: set `price_per_million_input` and "
                 "`price_per_million_output`, or limit `max_total_tokens` or `max_requests`."
             )
-        for name in ("max_concurrency", "max_tokens"):
-            if getattr(self, name) is None or getattr(self, name) < 1:
-                raise SettingsError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
         if named := sorted(_OWN_FIELDS & set(self.extra_body or ())):
             raise SettingsError(
                 f"`extra_body` holds {', '.join(named)}, which would undo what the teacher keeps to (its limits, its "
                 "ledger, its further attempts). Use the argument of that name, where there is one."
             )
-        for name in ("timeout", "total_timeout", "requests_per_minute", "tokens_per_minute"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise SettingsError(f"`{name}` must be positive, not {getattr(self, name)}.")
         if self.mode == "batch" and self.api_version is not None:
             raise SettingsError("`mode=\"batch\"` speaks OpenAI's batch API, not Azure's: leave `api_version` out.")
 
@@ -130,6 +159,7 @@ class Teacher:
 
     def __call__(self, chats: list[Chat]) -> list[Reply]:
         """Answer every chat, from the ledger or by asking; in order."""
+        _check_chats(chats)
         asks = [ask_of(self.request(chat)) for chat in chats]
         found: dict[str, Reply] = {}
         self.stream((ask._replace(tag=ask.key) for ask in asks), lambda key, reply: found.update({key: reply}))
@@ -245,10 +275,20 @@ class Teacher:
         """
         from .estimate import Estimate
 
+        _check_chats(chats)
         with Ledger(self.ledger) as ledger:
             estimate = Estimate(self, ledger)
             estimate.add(self.request(chat) for chat in chats)
             return estimate.result()
+
+
+def _check_chats(chats: Any) -> None:
+    for chat in [chats] if isinstance(chats, (str, dict)) else chats:
+        if isinstance(chat, (str, dict)) or not all(isinstance(part, dict) and "content" in part for part in chat):
+            raise DataError(
+                f"A teacher takes a list of chats, each a list of messages; {str(chat)[:60]!r} is no chat. For one "
+                'question: `teacher([[{"role": "user", "content": "…"}]])`.'
+            )
 
 
 def _refuse_workers_of_map() -> None:
