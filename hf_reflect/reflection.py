@@ -15,6 +15,7 @@ from datasets import Dataset
 from .errors import SettingsError, TeacherError
 from .ledger import Keys, Ledger
 from .pairs import PAIR_FEATURES, SCORE_COLUMNS, WAITING, as_table, error_code, is_usable, put_column, require_columns
+from .parsing.reply import whole
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats
 from .teacher.estimate import ENOUGH_REPLIES, Estimate
@@ -196,6 +197,8 @@ class ReflectionTransform:
             if not left:
                 break
             replies = teacher([self._chat(parent) for parent in left])
+            if not isinstance(replies, list) or not all(isinstance(reply, Reply) for reply in replies):
+                raise TeacherError(f"The teacher {self.source!r} must return a list of `hf_reflect.Reply`.")
             if len(replies) != len(left):
                 raise TeacherError(
                     f"The teacher {self.source!r} gave {len(replies)} replies to {len(left)} chats: it must give one "
@@ -203,7 +206,7 @@ class ReflectionTransform:
                 )
             again = []
             for parent, reply in zip(left, replies, strict=True):
-                rewrite = self._read(parent, reply)
+                rewrite = self._read(parent, reply._replace(text=whole(reply.text)))
                 if rewrite.error is None or parent.position not in rewrites:
                     rewrites[parent.position] = rewrite
                 if rewrite.error is not None and not reply.error:
@@ -382,8 +385,14 @@ class ReflectionTransform:
             return rewrite
         if getattr(rewrite, self.part).strip() == parent.values[self.part].strip():
             return Rewrite(critique=rewrite.critique, error=f"unchanged: the {self.part} came back as it was")
-        if self.accept is not None and (words := self.accept(dict(parent.values), self._version(parent, rewrite))):
-            return Rewrite(critique=rewrite.critique, error=f"check: {words}")
+        if self.accept is not None:
+            words = self.accept(dict(parent.values), self._version(parent, rewrite))
+            if not isinstance(words, str | None):
+                raise SettingsError(
+                    f"`accept` returned {words!r}. It must return None where a rewrite is fine, else a text: why not."
+                )
+            if words:
+                return Rewrite(critique=rewrite.critique, error=f"check: {words}")
         return rewrite
 
     def _version(self, parent: _Parent, rewrite: Rewrite) -> dict[str, Any]:

@@ -218,6 +218,27 @@ def test_an_export_that_cannot_be_written_or_read_says_so(path, file, capsys):
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_export_replaces_no_database(path, tmp_path, capsys):
+    fill(path, 2)
+    other = tmp_path / "other.sqlite"
+    fill(other, 3)
+    for file in (path, other):
+        assert main(["export", str(path), str(file)]) == 1
+        assert "is a database" in capsys.readouterr().err
+    assert (len(rows(path)), len(rows(other))) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"created": float("nan")}, {"reply": {"text": "\ud800"}}], ids=["time", "half a surrogate pair"]
+)
+def test_import_says_which_line_cannot_be_stored(path, tmp_path, change, capsys):
+    request = {"model": "m", "messages": []}
+    row = {"key": request_key(request), "request": request, "reply": {"text": ""}, "endpoint": None, "created": 1.0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | change) + "\n")
+    assert main(["import", str(path), str(tmp_path / "rows.jsonl")]) == 1
+    assert "Line 1" in capsys.readouterr().err and rows(path) == []
+
+
 def test_vacuum_gives_space_back(path, capsys):
     fill(path, 5000)
     with Ledger(path) as ledger:

@@ -922,6 +922,11 @@ def test_hostile_replies_take_linear_time(name):
     units = [
         *HOSTILE,
         "{",
+        "{}",
+        '{"a":{}}',
+        "```\n[End]\n```\n",
+        "By x, this answer ",
+        "\nBest, ",
         '{"a":',
         '{"a":[',
         '{"response": "',
@@ -1101,3 +1106,157 @@ def test_prompt_survives_pickling_and_equals_itself(module, name):
     assert again == PROMPTS[name] and hash(again) == hash(PROMPTS[name])
     assert again.parse(again.render(Rewrite(Q, A, "Vague."))).response == A
     assert PROMPTS["response"] != PROMPTS["response-json"]
+
+
+# ---- the teacher's words, and what only looks like them
+
+LETTER = "Dear Ms Ono,\n\nWe have changed our original response: you get a refund.\n\nBest,\nJo"
+KEPT = {
+    "letter": LETTER,
+    "section amid": "One.\n\nThis improved answer is more specific.\n\n## Two\n\nThree.",
+    "title amid": "Tips.\n\nWhy this answer is better: it is short.\n\n## Timing\n\nNow.",
+    "request in a letter": "Dear Lee,\n\nPlease let me know if I should revise my answer to question 3.\n\nBest,\nAna",
+    "regret with an answer": "I cannot provide a single number: it depends on altitude.",
+    "regret with code": "I am unable to create a file for you, but here is the code:\n\n```\ntouch a\n```",
+    "polite": "Here is a polite response to the customer:\n\nThank you.",
+}
+
+
+@pytest.mark.parametrize("answer", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("form", ["Thin.\n\n[Better Answer] {} [End]", "Thin.\n\n[Better Answer]\n{}"])
+def test_what_only_sounds_like_the_teacher_is_kept(form, answer):
+    assert RESPONSE.parse(form.replace("{}", answer)).response == answer
+
+
+ASKED = [
+    'Rewrite this prompt: "dogs". The revised prompt should be more detailed.',
+    'Improve the answer below.\n\nThe improved answer should be more detailed.\n\nAnswer: "Rome fell in 476."',
+    "I cannot write to /var/log. Why?",
+    "I can't create a new user in Django admin: it raises IntegrityError. Explain what is wrong.",
+    "I'm not able to complete my thesis on time. Draft a request for more time.",
+]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_instructions_may_speak_of_answers_and_of_what_their_writer_cannot_do(asked):
+    reply = f"Vague.\n\n[New Instruction] {asked} [End]\n[New Answer] {A} [End]"
+    assert INSTRUCTION.parse(reply)[:2] == (asked, A)
+
+
+SAID = [
+    "This answer is more detailed and accurate than the original answer.",
+    "This response is more helpful, relevant and accurate than the original.",
+    "This revised answer addresses all of the shortcomings identified above.",
+    "Explanation: This answer is better than the original as it names the height.",
+    "The above answer is better because it names the height.",
+    "This improved answer is better because:\n\n1. It names the height.\n2. It says why.\n\nI hope this helps!",
+]
+BEGUN = [
+    "Here's a revised answer that addresses the issues above:",
+    "Here is a more helpful, relevant, accurate, and detailed answer:",
+    "Here is the new and complete answer as requested:",
+    "Here is my attempt at a better answer:",
+    "A better answer to the given instruction would be as follows:",
+    "### Improved Answer",
+    "以下是改进后的回答：",
+    "Hier ist eine verbesserte Antwort:",
+    "Aquí tienes una respuesta mejorada:",
+    "Voici une réponse améliorée :",
+]
+
+
+@pytest.mark.parametrize("words", SAID)
+def test_more_sign_offs_are_cut(words):
+    assert RESPONSE.parse(f"Thin.\n\n[Better Answer] {A}\n\n{words} [End]").response == A
+    assert RESPONSE.parse(f"Thin.\n\n[Better Answer]\n{A}\n\n{words}").response == A
+
+
+@pytest.mark.parametrize("words", BEGUN)
+def test_more_preambles_are_cut(words):
+    assert RESPONSE.parse(f"Thin.\n\n[Better Answer] {words}\n\n{A} [End]").response == A
+
+
+REGRETS = [
+    "I'm sorry, but as an AI language model I cannot help with that.",
+    "I cannot and will not provide that.",
+    "I'm sorry, but I can't share that.",
+    "My apologies, but I am unable to process this request.",
+    "No, I can't help with that.",
+    "I need to decline this request.",
+    "作为一个AI语言模型，我无法回答这个问题。",
+    "申し訳ありませんが、そのリクエストにはお応えできません。",
+    "Tut mir leid, das kann ich nicht beantworten.",
+]
+
+
+@pytest.mark.parametrize("words", REGRETS)
+def test_more_refusals_are_refused(words):
+    assert RESPONSE.parse(f"Thin.\n\n[Better Answer] {words} [End]").error.startswith("refused: ")
+
+
+def test_a_refusal_in_place_of_an_instruction_is_refused():
+    reply = f"[New Instruction] I'm sorry, but I can't help with that request. [End]\n[New Answer] {A} [End]"
+    assert INSTRUCTION.parse(reply).error.startswith("refused: ")
+
+
+CLOSED = {
+    'Say "Hi"[End]\n\nThis is better.': 'Say "Hi"',
+    "Run `ls -l`[End]": "Run `ls -l`",
+    'print("[End]") is it.\n[End]': 'print("[End]") is it.',
+    "Roses are red [End] (I kept it short.)": "Roses are red",
+    "Roses are red [End] 😊": "Roses are red",
+    "Roses are red\n[End]\nthis poem is better.": "Roses are red",
+    "水在一百度沸腾[End]这个答案更好。": "水在一百度沸腾",
+    "Roses are red [**End**]": "Roses are red",
+    "Roses are red.<|return|>": "Roses are red.",
+}
+
+
+@pytest.mark.parametrize(("text", "answer"), CLOSED.items())
+def test_an_only_end_tag_closes_whatever_follows(text, answer):
+    assert RESPONSE.parse(f"Thin.\n\n[Better Answer] {text}").response == answer
+
+
+def test_the_prompts_own_number_behind_an_end_tag_is_no_part_of_the_instruction():
+    reply = "1. Vague.\n\n2. [New Instruction] Sum xs [End] 3. [New Answer] 42 [End]"
+    assert INSTRUCTION.parse(reply)[:2] == ("Sum xs", "42")
+
+
+@pytest.mark.parametrize("words", ["Now, let me answer the new instruction:", "3. Here is the answer:"])
+def test_what_leads_over_to_the_answer_is_no_part_of_the_instruction(words):
+    reply = f"Vague.\n\n[New Instruction] {Q}\n\n{words}\n\n[New Answer] {A}"
+    assert INSTRUCTION.parse(reply)[:2] == (Q, A)
+
+
+def test_a_tag_below_its_own_title_opens_the_section():
+    assert RESPONSE.parse(f"### Better Answer\nHere it is: [Better Answer] {A} [End]").response == A
+
+
+def test_a_tag_of_thinking_that_is_quoted_takes_nothing_away():
+    reply = RESPONSE.parse(f"It drops the `</think>` tag.\n\n[Better Answer] {A} [End]")
+    assert reply == Rewrite(None, A, "It drops the `</think>` tag.")
+
+
+REASONS = ["model_length", "max_output_tokens", "FinishReason.MAX_TOKENS", "abort", "error", "RECITATION"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_replies_that_are_not_whole_are_not_used_by_whatever_name(reason):
+    assert RESPONSE.parse(f"[Better Answer] {A}", reason).error.split(":")[0] in ("truncated", "refused")
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos_token", "stop_sequence", "end_turn", "tool_calls", "", None])
+def test_replies_that_ended_are_used(reason):
+    assert RESPONSE.parse(f"[Better Answer] {A}", reason).response == A
+
+
+def test_json_keeps_latex_whose_backslashes_were_not_doubled():
+    reply = PROMPTS["response-json"].parse(
+        r'{"critique": "Thin.", "response": "$\frac{1}{2} \times \theta$\nand \boxed{3}"}'
+    )
+    assert reply.response == "$\\frac{1}{2} \\times \\theta$\nand \\boxed{3}"
+
+
+def test_json_with_half_a_surrogate_pair_can_be_stored():
+    reply = PROMPTS["response-json"].parse(r'{"critique": {"Depth": "low \ud83d"}, "response": "ok \ud83d"}')
+    assert reply == Rewrite(None, "ok ?", '{"Depth": "low ?"}')

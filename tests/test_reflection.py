@@ -393,6 +393,24 @@ def test_arguments_that_make_no_sense_are_refused(options, words):
         ReflectionTransform(scripted_teacher, **options)
 
 
+def test_a_check_that_answers_yes_or_no_is_refused_at_the_first_reply(endpoint, teacher, pairs):
+    transform = ReflectionTransform(teacher, "response", accept=lambda parent, rewrite: len(rewrite["response"]) > 3)
+    with pytest.raises(SettingsError, match="`accept` returned True"):
+        pairs.map(transform, batched=True, load_from_cache_file=False)
+
+
+def test_a_check_that_runs_out_of_its_iterator_is_no_end_of_the_questions(endpoint, teacher, pairs):
+    transform = ReflectionTransform(teacher, "response", accept=lambda parent, rewrite: next(iter(())))
+    with pytest.raises((StopIteration, RuntimeError)):
+        transform.prefetch(pairs)
+
+
+def test_a_callable_that_returns_no_replies_is_said(pairs):
+    transform = ReflectionTransform(lambda chats: ["[Better Answer] Rain. [End]" for _ in chats], "response")
+    with pytest.raises(TeacherError, match="must return a list of `hf_reflect.Reply`"):
+        transform(pairs[:2])
+
+
 def test_a_teacher_by_name_is_refused():
     with pytest.raises(SettingsError, match="callable from chats to replies, not 'gpt-5'"):
         ReflectionTransform("gpt-5", "response")

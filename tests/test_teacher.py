@@ -275,6 +275,12 @@ def test_what_is_no_list_of_chats_is_said(endpoint, tmp_path, what, use):
         use(make(endpoint, tmp_path), what)
 
 
+def test_whole_numbers_are_the_same_sampling(tmp_path):
+    plain, whole = Teacher("teacher"), Teacher("teacher", temperature=0, top_p=1)
+    assert plain.key(chats(1)[0]) == whole.key(chats(1)[0])
+    assert whole.key(chats(1)[0]) != Teacher("teacher", temperature=None).key(chats(1)[0])
+
+
 def test_a_ledger_may_lie_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Teacher("teacher", ledger="~/a.sqlite").ledger == str(tmp_path / "a.sqlite")

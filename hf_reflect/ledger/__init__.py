@@ -250,7 +250,9 @@ class Ledger:
         with self.transaction():
             row = (key, *texts, endpoint, time.time() if created is None else created)
             cursor = self._db.execute(
-                "INSERT OR IGNORE INTO replies (key, request, reply, endpoint, created) VALUES (?, ?, ?, ?, ?)", row
+                "INSERT INTO replies (key, request, reply, endpoint, created) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (key) DO NOTHING",
+                row,
             )
             if any(spent):
                 self.correct(*spent)

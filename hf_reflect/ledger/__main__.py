@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -144,6 +145,8 @@ def _export(ledger: Ledger, file: str) -> None:
     if file == "-":
         _write(ledger, sys.stdout)
         return
+    if _is_database(file):
+        raise DataError(f"{file} is a database, perhaps a ledger, which the replies would replace. Name another file.")
     # beside the file and then renamed, so that whoever reads it never sees half of it
     part = f"{file}.{os.getpid()}.part"
     try:
@@ -155,6 +158,14 @@ def _export(ledger: Ledger, file: str) -> None:
     finally:
         Path(part).unlink(missing_ok=True)
     print(f"{count:,} replies written to {file}")
+
+
+def _is_database(file: str) -> bool:
+    try:
+        with open(file, "rb") as there:
+            return there.read(16) == b"SQLite format 3\0"
+    except OSError:  # said where it is written
+        return False
 
 
 def _write(ledger: Ledger, out: IO[str]) -> int:
@@ -192,12 +203,15 @@ def _row(line: bytes) -> dict[str, Any]:
     row = json.loads(line.decode())
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
+    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
     if missing := [name for name in _FIELDS if name not in row]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     if wrong := [name for name, kind in _FIELDS.items() if not isinstance(row[name], kind)]:
         raise ValueError(f"{wrong[0]} is a {type(row[wrong[0]]).__name__}")
     if not isinstance(row["reply"].get("text"), str):
         raise ValueError("its reply has no text")
+    if not math.isfinite(row["created"]):
+        raise ValueError("its time is no number")
     messages = row["request"].get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) and "content" in m for m in messages):
         raise ValueError("its request has no messages")

@@ -13,6 +13,7 @@ fight over the same characters are possessive. Searches that find nothing in mos
 most replies lack.
 """
 
+import json
 import re
 from functools import cache
 from itertools import chain
@@ -20,12 +21,33 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from .plain import as_asked
-from .reply import WHITE, Blocks, Unreadable, json_objects, shortened, spoken, strip
+from .reply import WHITE, Blocks, Unreadable, json_objects, said, shortened, spoken, strip, whole
 from .sections import MOST_OPENINGS, openings, section, the_one
 from .tags import bare, bracketed, ending
 from .words import folded, is_placeholder, is_refusal, without_preamble, without_sign_off
 
 _PARTS = ("instruction", "response")
+# finish reasons of replies that are not whole, as endpoints and gateways name them; any other is taken for an end
+_CUT_OFF = {
+    "length",
+    "token_limit",
+    "max_tokens",
+    "max_output_tokens",
+    "max_length",
+    "model_length",
+    "model_context_window_exceeded",
+}
+_BROKEN_OFF = {"error", "abort", "aborted", "cancelled", "incomplete", "insufficient_system_resource"}
+_WITHHELD = {
+    "content_filter",
+    "content_filtered",
+    "safety",
+    "refusal",
+    "recitation",
+    "prohibited_content",
+    "blocklist",
+}
+_WITHHELD |= {"spii", "guardrail_intervened"}
 
 
 class Rewrite(NamedTuple):
@@ -39,10 +61,12 @@ class Rewrite(NamedTuple):
 
 def withheld(finish_reason: str | None) -> str | None:
     """The error of a reply that is not whole, whatever its text; None where it is."""
-    reason = (finish_reason or "").casefold()
-    if reason in ("length", "max_tokens"):
+    reason = (finish_reason or "").casefold().rpartition(".")[2]
+    if reason in _CUT_OFF:
         return "truncated: the reply was cut off at the token limit"
-    if reason in ("content_filter", "safety", "refusal"):
+    if reason in _BROKEN_OFF:
+        return f"truncated: the endpoint broke the reply off ({finish_reason})"
+    if reason in _WITHHELD:
         return "refused: the endpoint's content filter withheld the reply"
     return None
 
@@ -101,14 +125,17 @@ def read_json(text: str, keys: tuple[str, ...]) -> Rewrite:
     for candidate in json_objects(text, keys):
         named = {key.casefold(): value for key, value in candidate.items()}
         if isinstance(named.get("refusal"), str) and named["refusal"].strip() and not named.get(keys[-1]):
-            return Rewrite(error=f"refused: {shortened(named['refusal'])}")
+            return Rewrite(error=f"refused: {shortened(whole(named['refusal']))}")
         if any(key in named for key in keys):
             if found is not None and any(found.get(key) != named.get(key) for key in keys):
                 return Rewrite(error="unparsed: more than one JSON object in the reply")
             found = named
     if found is None:
         return _nothing("JSON object with " + " and ".join(f"`{key}`" for key in keys), text)
-    critique = strip(found["critique"]) or None if isinstance(found.get("critique"), str) else None
+    critique = found.get("critique") or ""
+    if not isinstance(critique, str):  # criterion by criterion
+        critique = json.dumps(critique, ensure_ascii=False)
+    critique = strip(said(critique)) or None
     texts = {}
     try:
         for key in keys:
@@ -116,7 +143,7 @@ def read_json(text: str, keys: tuple[str, ...]) -> Rewrite:
                 raise Unreadable(f"unparsed: the JSON object has no `{key}`")
             if not isinstance(found[key], str):
                 raise Unreadable(f"unparsed: `{key}` is of type {type(found[key]).__name__}, not text")
-            texts[key] = _rewritten(key, strip(found[key].replace("\r\n", "\n")), f"`{key}`")
+            texts[key] = _rewritten(key, strip(said(found[key]).replace("\r\n", "\n")), f"`{key}`")
     except Unreadable as unreadable:
         return Rewrite(critique=critique, error=str(unreadable))
     return Rewrite(critique=critique, **texts)
@@ -148,6 +175,6 @@ def _rewritten(part: str, text: str, name: str, samples: frozenset[str] = frozen
         raise Unreadable(f"unparsed: nothing stands behind {name}")
     if is_placeholder(text, samples):
         raise Unreadable(f"placeholder: {name} holds only {text!r}")
-    if len(text) < 400 and is_refusal(text):
+    if len(text) < 400 and is_refusal(text, part):
         raise Unreadable(f"refused: {shortened(text)}")
     return text

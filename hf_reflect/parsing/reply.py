@@ -32,10 +32,10 @@ _THINKING = re.compile(
     r"(?is)(?:[\s\ufeff]*+[<◁](think(?:ing)?|thought|reasoning|reflection)[>▷].*?(?:[<◁]/\1[>▷]|\Z))++"
 )
 _THINKING_BEGIN = re.compile(r"(?i)<think")
-_THINKING_END = re.compile(r"(?i)</think(?:ing)?>")
+_THINKING_END = re.compile(r"(?i)(?<![`'\"“‘])</think(?:ing)?>(?![`'\"”’])")
 # tokens that should have ended the reply, left in its text; each ends in ">"
 _END_TOKENS = re.compile(
-    r"(?:\s*+(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|eom_id)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>))++\s*\Z"
+    r"(?:\s*+(?:<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|eom_id)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|<eos>|</s>))++\s*\Z"
 )
 
 
@@ -103,8 +103,27 @@ class Blocks:
         return block >= 0 and place < self.stops[block]
 
 
+def whole(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which neither SQLite nor Arrow takes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+# what becomes of LaTeX whose backslashes were not doubled: of `\frac` a form feed and "rac"
+_EATEN = {"\b": r"\b", "\f": r"\f", "\t": r"\t", "\r": r"\r", "\n": r"\n"}
+_LATEX = re.compile(
+    r"\f(?=rac\b|rac\d|orall)|\x08(?=oxed|eta(?![a-z])|egin\{|inom|ullet|igl?[(\[{]|ar\{|mod(?![a-z]))"
+    r"|\t(?=(?:imes|heta|riangle|herefore|ilde)(?![a-z])|(?:ext|frac|ext(?:bf|it|rm))\{)"
+    r"|\r(?=(?:ho|ightarrow|angle|ceil|floor)(?![a-z])|ight[)\]|}.\\])|\n(?=(?:abla|otin)(?![a-z]))"
+)
+
+
+def said(value: str) -> str:
+    """A string of a JSON object as its writer meant it."""
+    return _LATEX.sub(lambda eaten: _EATEN[eaten.group()], whole(value))
+
+
 _OBJECT = re.compile(r"\{\s*+[\"}]")
-_MOST_FAILURES = 50
+_MOST_FAILURES, _MOST_OBJECTS = 50, 1000
 
 
 def json_objects(text: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -113,8 +132,10 @@ def json_objects(text: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     Attempts are numbered and what they read is summed up, so that no text is read more than a few times.
     """
     decoder = json.JSONDecoder(strict=False)  # weak endpoints leave line ends in strings as they are
-    place, failures, read = 0, 0, 0
-    while failures < _MOST_FAILURES and read <= 3 * len(text) and (found := _OBJECT.search(text, place)):
+    place, failures, objects, read = 0, 0, 0, 0
+    while failures < _MOST_FAILURES and objects < _MOST_OBJECTS and read <= 3 * len(text):
+        if not (found := _OBJECT.search(text, place)):
+            return
         place = found.start() + 1
         try:
             value, stop = decoder.raw_decode(text, found.start())
@@ -123,7 +144,7 @@ def json_objects(text: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
             continue
         except RecursionError:
             return
-        read += stop - found.start()
+        objects, read = objects + 1, read + stop - found.start()
         yield value
         if any(key.casefold() in keys for key in value):
             place = stop

@@ -69,10 +69,11 @@ def openings(text: str, blocks: Blocks, tag: str) -> list[Opening]:
     """
     places = [_place(text, *at, tag) for at in islice(opening_tags(text, tag), 25 * MOST_OPENINGS)]
     spoken = [place for place in places if not blocks.hold(place.start)]
+    behind_speech = [place for place in spoken if _SPEECH_END.search(place.before)]
     best = (
         [place for place in spoken if place.opens_line]
-        or _titles(text, tag, blocks)
-        or [place for place in spoken if _SPEECH_END.search(place.before)]
+        or [title for title in _titles(text, tag, blocks) if not any(title.start < one.start for one in behind_speech)]
+        or behind_speech
         or (blocks.starts and [place for place in places if place.opens_line])
         or (blocks.starts and _titles(text, tag))
         or places[-1:]
@@ -131,14 +132,25 @@ _TITLE = re.compile(
     r"answer(?:ing)? (?:to )?the new[^\n]{0,80})?[*_:：. \t]*\s*\Z"
 )
 
+# or what the teacher says instead: "Now, let me answer the new instruction:"
+_LEAD_IN = re.compile(
+    r"(?i)\n[ \t]*(?:\d{1,2}[.)] )?[*_#]{0,4} ?(?:(?:now|and|finally),? )?(?:let me |i will |i['’]ll )?"
+    r"(?:here(?: is|['’]s) (?:the|my) (?:new |detailed |complete )?answer|(?:here(?: is|['’]s) )?(?:the |my )?"
+    r"(?:(?:new|detailed|complete|full) ){0,2}answer(?:ing)? (?:to )?the new(?:ly[ -]generated)? "
+    r"(?:instruction|question))"
+    r"(?: to the new(?:ly[ -]generated)? (?:instruction|question))?[:.*_ \t]*\s*\Z"
+)
+
 
 def section(text: str, opening: Opening, stop: int, tags: tuple[str, ...], end: str) -> Section:
     """The text behind a tag up to its end tag, or to where the next section opens, at `stop`."""
     body = text[opening.stop : stop]
     blocks = Blocks(body)
     marks = "*_`" if "`" in opening.marks else "*_"
-    ends = (tag for tag in end_tags(body, end, tags, marks) if not blocks.hold(tag.start))
-    cut, groups = _where_it_ends(body, list(islice(ends, _MOST_ENDS + 1)))
+    ends = list(islice(end_tags(body, end, tags, marks), 25 * _MOST_ENDS))
+    if len(ends) == 25 * _MOST_ENDS:
+        raise Unreadable("unparsed: too many end tags in one section")
+    cut, groups = _where_it_ends(body, [tag for tag in ends if not blocks.hold(tag.start)])
     next_pair = _PROMPTS_BLOCK.search(body)  # the teacher went on to another pair, of which nobody asked
     if next_pair and cut is not None and cut > next_pair.start() and _PROMPTS_END.match(body, cut):
         cut = None
@@ -152,7 +164,9 @@ def section(text: str, opening: Opening, stop: int, tags: tuple[str, ...], end: 
             kept = kept[: blocks.unpaired]  # the reply as a whole stood in a code block
         for _ in range(4):  # rules and titles that lead over to the next section
             tail = max(0, len(kept) - 200)
-            title = RULE.search(kept, tail) or (_TITLE.search(kept, tail) if stop < len(text) else None)
+            title = RULE.search(kept, tail)
+            if title is None and stop < len(text):
+                title = _TITLE.search(kept, tail) or _LEAD_IN.search(kept, tail)
             if title is None:
                 break
             kept = kept[: title.start()].rstrip()
@@ -169,6 +183,8 @@ def _where_it_ends(body: str, ends: list[Tag]) -> tuple[int | None, int]:
     between could be the answer's, nobody can tell.
     """
     closing = [tag for tag in ends[:_MOST_ENDS] if _closes(body, tag)]
+    if len(ends) == 1 and not closing and _may_close(body, ends[0]):
+        closing = ends
     if len(ends) > _MOST_ENDS:
         raise Unreadable("unparsed: too many end tags in one section")
     groups = 0
@@ -192,15 +208,38 @@ def _where_it_ends(body: str, ends: list[Tag]) -> tuple[int | None, int]:
 
 
 _QUOTES, _UNQUOTES = frozenset("`\"'“‘«"), frozenset("`\"'”’»,;")
+_QUOTED_ENDS = frozenset(".!?…。！？)]}%`")  # what a quotation may end with, besides letters
+
+
+def _around(body: str, tag: Tag) -> tuple[str, str]:
+    return body[max(0, tag.start - 40) : tag.start], body[tag.stop : tag.stop + 40]
+
+
+def _is_quoted(body: str, tag: Tag) -> bool:
+    """Whether a tag stands in quotation marks, and not only behind what does, or is an index: `arr[end]`."""
+    before, after = _around(body, tag)
+    last, one_before = before[-1:], before[-2:-1]
+    if body.startswith("[end", tag.start) and last.isascii() and (last.isalnum() or last == "_"):
+        return True
+    if last not in _QUOTES or after[:1] in _UNQUOTES:
+        return last in _QUOTES or after[:1] in _UNQUOTES
+    return last in "‘«" or not (one_before.isalnum() or one_before in _QUOTED_ENDS)
+
+
+def _may_close(body: str, tag: Tag) -> bool:
+    """Whether an end tag without another beside it closes the section, though what follows is no new sentence."""
+    before, after = _around(body, tag)
+    if _is_quoted(body, tag) or not before.rstrip()[-1:].isalnum():
+        return False
+    alone = "\n" in before[len(before.rstrip()) :] and after.lstrip(" \t")[:1] == "\n"
+    return alone or not after.lstrip("*_ \t\n")[:1].islower()
 
 
 def _closes(body: str, tag: Tag) -> bool:
     """Whether this end tag closes the section: one amid a sentence or in quotation marks is talked about."""
-    before, after = body[max(0, tag.start - 40) : tag.start], body[tag.stop : tag.stop + 40]
-    if before[-1:] in _QUOTES or after[:1] in _UNQUOTES:
+    if _is_quoted(body, tag):
         return False
-    if body.startswith("[end", tag.start) and before[-1:].isascii() and (before[-1:].isalnum() or before[-1:] == "_"):
-        return False  # arr[end]
+    before, after = _around(body, tag)
     said, goes_on = before.rstrip()[-1:], after.lstrip("*_ \t\n")[:1]
     amid = (said.isalnum() or said == ",") and goes_on.islower()
     ends_line = not after.split("\n", 1)[0].strip(" \t*_.") or "\n" in before[len(before.rstrip()) :]

@@ -47,7 +47,7 @@ def ending(end: str, tags: tuple[str, ...]) -> re.Pattern[str]:
     slashed = rf"|/{GAP}*+(?:{names})" if tags else ""
     inner = rf"(?:/?{GAP}*+(?:the{GAP}{{1,9}})?(?:{ends}){of}{slashed})"
     angled = rf"|</{GAP}*+(?i:{'|'.join(map(words, tags))}){GAP}*+>" if tags else ""
-    return re.compile(rf"{_OPEN}(?i:{inner}){GAP}*+[.:]?{_CLOSE}{angled}")
+    return re.compile(rf"{_OPEN}[*_]{{0,3}}(?i:{inner}){GAP}*+[.:]?[*_]{{0,3}}{_CLOSE}{angled}")
 
 
 @cache

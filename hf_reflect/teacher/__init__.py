@@ -19,8 +19,9 @@ from .stream import Ask, Verdict, ask_of
 Chat = list[dict[str, str]]
 OPENAI = "https://api.openai.com/v1"
 _OWN_FIELDS = {"model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "stream"}
-# The name of an environment variable; a key holds other characters, or a long run of letters and digits.
-_VARIABLE = re.compile(r"(?!\w*?(?=[A-Za-z]*\d)[A-Za-z\d]{20})[A-Za-z_]\w*", re.ASCII)
+# The name of an environment variable; a key holds other characters, or a long run of small letters and digits.
+_VARIABLE = re.compile(r"[A-Z_][A-Z\d_]*|(?!\w*?(?=[A-Za-z]*\d)[A-Za-z\d]{20})[A-Za-z_]\w*", re.ASCII)
+_NEEDED = ("max_concurrency", "max_tokens", "max_retries", "max_failure_rate", "timeout")  # cannot be None
 _NUMBERS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (
         ("max_concurrency", "max_tokens"),
@@ -30,6 +31,7 @@ _NUMBERS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("max_retries",), "0 or more, a whole number", lambda n: isinstance(n, Integral) and int(n) >= 0),
     (("max_failure_rate",), "a share between 0 and 1", lambda n: 0 <= n <= 1),
     (("timeout", "total_timeout", "requests_per_minute", "tokens_per_minute"), "positive", lambda n: n > 0),
+    (("temperature", "top_p"), "0 or more, or None", lambda n: n >= 0),
     (
         ("price_per_million_input", "price_per_million_output", "max_cost", "max_requests", "max_total_tokens"),
         "0 or more",
@@ -113,11 +115,14 @@ class Teacher:
         for names, words, holds in _NUMBERS:
             for name in names:
                 value = getattr(self, name)
-                if value is None and self.__dataclass_fields__[name].default is None:
+                if value is None and name not in _NEEDED:
                     continue
                 if not isinstance(value, Real) or isinstance(value, bool) or not holds(value):
                     raise SettingsError(f"`{name}` must be {words}, not {value!r}.")
-        if not _VARIABLE.fullmatch(self.api_key_env):
+        for name in ("temperature", "top_p"):
+            if getattr(self, name) is not None:  # a key of the ledger would tell 0 from 0.0
+                setattr(self, name, float(getattr(self, name)))
+        if not isinstance(self.api_key_env, str) or not _VARIABLE.fullmatch(self.api_key_env):
             raise SettingsError(
                 "`api_key_env` is the name of the environment variable that holds the key. What was given is no such "
                 "name, and is not repeated here, since it may be the key itself: `export OPENAI_API_KEY=...`, and "
@@ -262,7 +267,7 @@ class Teacher:
                 "an endpoint of your own.\nTo see the whole way without a key: `accelerate launch --config_file "
                 "accelerate_configs/cpu.yaml recipes/srecycle_wizardlm.py --config recipes/quickstart.yaml`"
             )
-        if key and not (key := key.strip()).isascii():
+        if key and not ((key := key.strip()).isascii() and key.isprintable()):
             raise TeacherError(f"The key in {self.api_key_env} holds characters that no key has: copy it once more.")
         return key or "not-needed"
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from itertools import islice
@@ -67,6 +67,7 @@ class Batch(Round):
         self.open = AsyncExitStack()
         self.dialect = _dialect()
         self.most = MAX_REQUESTS  # requests a job; fewer where the endpoint's queue has no room for so many
+        self.cut: set[int] = set()  # jobs whose result seemed to be cut on its way, once
         self.one_by_one = False  # whether one job must end before its queue has room for the next
         # one process at a time submits, so that a job without an id is one whose process was killed
         self.lock = FileLock(f"{ledger.path}.batch.lock", thread_local=False)
@@ -213,7 +214,7 @@ class Batch(Round):
 
         client = await self._client(self.teacher.shown_endpoint, self.teacher.api_key_env)
         try:
-            file = _whole(await client.files.create(file=("requests.jsonl", lines), purpose="batch"))
+            file = await _whole(client, client.files.create(file=("requests.jsonl", lines), purpose="batch"))
         except (openai.APIError, _NoAnswer) as error:  # no job without a file
             self.ledger.release(job, "not submitted")
             raise self._not_taken(error, client) from error
@@ -236,10 +237,10 @@ class Batch(Round):
         while True:
             try:
                 once = client.with_options(max_retries=0)
-                remote = await once.batches.create(
+                creating = once.batches.create(
                     input_file_id=file, endpoint=_URL, completion_window="24h", metadata=metadata
                 )
-                return _whole(remote).id
+                return (await _whole(client, creating)).id
             except openai.APIError as error:
                 failures += 1
                 if not _may_pass(error) or failures > self.teacher.max_retries:
@@ -367,7 +368,7 @@ class Batch(Round):
         if max_retries is not None:
             client = client.with_options(max_retries=max_retries)
         try:
-            remote = _whole(await client.batches.retrieve(job.remote or ""))
+            remote = await _whole(client, client.batches.retrieve(job.remote or ""))
         except openai.NotFoundError as error:
             raise TeacherError(
                 f"The endpoint {job.base_url} does not know the batch job {job.remote}: {_refusal(error, client)}\n"
@@ -388,7 +389,7 @@ class Batch(Round):
         import openai
 
         sent = _dialect((remote.metadata or {}).get("left_out", "").split())
-        words, billed = f"the batch job ended ({remote.status}) before this request", False
+        words, billed, count = f"the batch job ended ({remote.status}) before this request", False, 0
         for file in (remote.output_file_id, remote.error_file_id):
             if not file:
                 continue
@@ -402,15 +403,26 @@ class Batch(Round):
                 lines.seek(0)
                 rows = _rows(lines)
                 while several := list(islice(rows, _AT_ONCE)):
+                    count += len(several)
                     with self.ledger.transaction():
                         for row in several:
                             self._take_row(row, job, sent, client)
                     await asyncio.sleep(0)  # Ctrl-C need not wait for the rest
+        done = remote.request_counts.completed if remote.request_counts else 0
+        if count < done and not billed:  # a result that came without its length may have been cut on its way
+            words, billed = f"the result of the batch job {remote.id} holds {count} of {done} replies", True
+            if job.id not in self.cut:
+                self.cut.add(job.id)
+                raise _NoAnswer(words)
         for key in self.ledger.release(job.id, remote.status, billed):
             self.errors[key] = f"teacher: {words}"
 
     def _take_row(self, row: dict[str, Any], job: Job, sent: Dialect, client: "AsyncOpenAI") -> None:
-        key, response, error = row.get("custom_id", ""), row.get("response") or {}, row.get("error") or {}
+        key, response, error = row.get("custom_id"), row.get("response") or {}, row.get("error") or {}
+        if not isinstance(key, str):
+            return
+        response = response if isinstance(response, dict) else {}
+        error = error if isinstance(error, dict) else {"message": str(error)}
         if error.get("code") in _NOT_BEGUN or not (owed := self.ledger.settle(key, job.id)):
             return  # given back with the rest; or another process took it
         request, tokens, cost = owed
@@ -460,9 +472,13 @@ class _NoAnswer(Exception):
     """A success that is not what this API answers, as a web page is none."""
 
 
-def _whole(answer: Any) -> Any:
+async def _whole(client: "AsyncOpenAI", call: Awaitable[Any]) -> Any:
+    try:
+        answer = await call
+    except json.JSONDecodeError as error:
+        raise _NoAnswer(f"no JSON ({error})") from error
     if getattr(answer, "id", None) is None:
-        raise _NoAnswer(repr(answer)[:100])
+        raise _NoAnswer(without(client.api_key, repr(answer))[:100])
     return answer
 
 

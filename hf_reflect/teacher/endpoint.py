@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import TeacherError
+from ..parsing.reply import shortened
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -145,6 +146,16 @@ def read_completion(body: Any) -> dict[str, Any]:
         return record
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"no choice in {json.dumps(body)}") from error
+
+
+def read_answer(content: bytes) -> dict[str, Any]:
+    """What `read_completion` takes of an answer's JSON. ValueError where it is none, with its first characters."""
+    try:
+        body = json.loads(content)
+    except ValueError as error:
+        begin = shortened(content[:400].decode("utf-8", "replace"))
+        raise ValueError(f"it is no JSON, but {begin!r}" if begin else "it is empty") from error
+    return read_completion(body)
 
 
 def _text(content: Any) -> str:

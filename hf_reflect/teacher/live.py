@@ -1,7 +1,6 @@
 """Asking one endpoint many things at once: what the requests in flight share."""
 
 import asyncio
-import json
 import math
 import random
 import time
@@ -16,7 +15,7 @@ from .endpoint import (
     innermost,
     is_hopeless,
     open_client,
-    read_completion,
+    read_answer,
     refusal,
     refused,
     retry_after,
@@ -65,6 +64,9 @@ class _Answered(Exception):
 
 class _OutOfBudget(Exception):
     """This request could pass a limit."""
+
+
+_NO_MORE = Question("", {}, None, 0, 0, 0.0)
 
 
 class _Stopped(Exception):
@@ -117,6 +119,7 @@ class Live(Round):
         self.requests_limiter = AsyncLimiter(max(rate * 0.05, 1), max(0.05, 1 / rate)) if rate else None
         rate = (teacher.tokens_per_minute or 0) * 0.98 / 60
         self.tokens_limiter = AsyncLimiter(rate / 10, 0.1) if rate else None
+        self.tokens_line = asyncio.Lock()
 
     def stop(self, reason: BaseException) -> None:
         """As of every round; who waits to send need not wait any longer."""
@@ -142,7 +145,9 @@ class Live(Round):
         while self.stopped is None:
             question = None
             try:
-                question = next(chain(following, self.questions))
+                question = next(chain(following, self.questions), _NO_MORE)
+                if question is _NO_MORE:
+                    return
                 if question is None:
                     await asyncio.sleep(0)
                     continue
@@ -153,8 +158,6 @@ class Live(Round):
                     self.unanswered.append(question)
                 if isinstance(error, asyncio.CancelledError):
                     raise
-            except StopIteration:
-                return
             except Exception as error:  # raised again at the end
                 self.stop(error)
         self.unanswered += [question for question in following if question]
@@ -212,9 +215,9 @@ class Live(Round):
             if await self._reserve(question):
                 if self.closed_until <= time.monotonic() and self.stopped is None:
                     return
-                # the gate was closed meanwhile
-                del self.sent[question.key]
+                # the gate was closed meanwhile; others see this given back before they see nothing in flight
                 await self.commit(lambda: self.ledger.correct(-question.tokens, -question.cost, -1))
+                del self.sent[question.key]
                 self.settled.set()
         raise _Stopped
 
@@ -225,15 +228,18 @@ class Live(Round):
         try:
             while (closed := max(self.closed_until, self.next_slot) - time.monotonic()) > 0 and self.stopped is None:
                 await self._sleep(min(closed, 1.0))
+            if self.stopped is not None:
+                raise _Stopped
             self.next_slot = max(self.next_slot, time.monotonic()) + self.spacing
             if self.requests_limiter:
                 await self.requests_limiter.acquire()
             if self.tokens_limiter:  # in pieces, since a limiter takes no more than its rate at once
                 left: float = question.prompt_tokens + self.teacher.max_tokens
-                while left > 0:
-                    piece = min(left, self.tokens_limiter.max_rate)
-                    await self.tokens_limiter.acquire(piece)
-                    left -= piece
+                async with self.tokens_line:  # else all would wait for their last piece together
+                    while left > 0:
+                        piece = min(left, self.tokens_limiter.max_rate)
+                        await self.tokens_limiter.acquire(piece)
+                        left -= piece
         except asyncio.CancelledError:
             if self.stopped is not None or question.tokens < self.too_much:
                 raise
@@ -283,7 +289,7 @@ class Live(Round):
             async with asyncio.timeout(self.teacher.timeout):
                 raw = await self.client.post("/chat/completions", body=body, cast_to=httpx2.Response)
             self._heed(raw.headers)
-            answer = read_completion(json.loads(raw.content))
+            answer = read_answer(raw.content)
         except openai.APIStatusError as error:
             found = refusal(error.status_code, error.body, error.response.text, self.client.api_key)
             error.args = (str(found),)  # a traceback shows it as the cause, and it may repeat the key
