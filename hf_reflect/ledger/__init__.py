@@ -38,6 +38,7 @@ _SCHEMAS = (
     INSERT INTO replies SELECT key, reply, request, endpoint, created FROM replies_1;
     DROP TABLE replies_1
     """,
+    "CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
 )
 SCHEMA_VERSION = len(_SCHEMAS)
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "fuse.sshfs", "glusterfs", "ceph", "gpfs"}
@@ -83,6 +84,10 @@ class Keys:
         for text in texts:
             digest.update(text)
         return digest.hexdigest()
+
+
+class Locked(DataError):
+    """Another process is writing to the ledger."""
 
 
 class Job(NamedTuple):
@@ -145,7 +150,8 @@ class Ledger:
                 advice = "Name a file in a folder that can be written"
             elif "locked" in words:
                 advice = "Another process is writing to it and does not finish: stop that one"
-            raise DataError(
+            kind = Locked if "locked" in words else DataError
+            raise kind(
                 f"The ledger {self.path} cannot be used: {words}. {advice}. What was committed before is untouched."
             ) from error
 
@@ -196,6 +202,10 @@ class Ledger:
                 if "locked" not in str(error) or time.monotonic() > until:
                     raise
                 time.sleep(0.01)
+
+    def wait_for_others(self, seconds: float) -> None:
+        """How long another process that writes is waited for, before `Locked` is raised; a minute unless told."""
+        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -254,6 +264,7 @@ class Ledger:
                 "ON CONFLICT (key) DO NOTHING",
                 row,
             )
+            self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
             if any(spent):
                 self.correct(*spent)
         return cursor.rowcount == 1
@@ -322,6 +333,24 @@ class Ledger:
         with self._explained():
             requests, tokens, cost = self._db.execute("SELECT requests, tokens, cost FROM spent").fetchone()
         return {"requests": requests, "tokens": tokens, "cost": cost}
+
+    # ---- who asks what
+
+    def claim(self, key: str, owner: str, seconds: float) -> bool:
+        """Whether this process may ask this, for so long or until it is there; False where another one does."""
+        now = time.time()
+        with self._explained():
+            cursor = self._db.execute(
+                "INSERT INTO claims VALUES (:key, :owner, :until) ON CONFLICT (key) DO UPDATE SET owner = :owner, "
+                "until = :until WHERE owner = :owner OR until < :now",
+                {"key": key, "owner": owner, "until": now + seconds, "now": now},
+            )
+        return cursor.rowcount == 1
+
+    def disclaim(self, owner: str) -> None:
+        """Let others ask what this process has claimed."""
+        with self._explained():
+            self._db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
 
     # ---- jobs of the batch API
 
@@ -396,6 +425,7 @@ class Ledger:
     def vacuum(self) -> None:
         """Give unused space back to the disk, and take the write-ahead log into the file."""
         with self._explained():
+            self._db.execute("DELETE FROM claims WHERE until < ?", (time.time(),))
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

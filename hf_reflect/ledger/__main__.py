@@ -4,7 +4,9 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -178,25 +180,31 @@ def _write(ledger: Ledger, out: IO[str]) -> int:
 
 def _import(ledger: Ledger, file: str) -> None:
     new = count = 0
-    with ledger.transaction():
-        for row in _checked(file):
-            new += ledger.put(row["key"], row["request"], row["reply"], row["endpoint"], created=row["created"])
-            count += 1
+    with tempfile.TemporaryFile() as lines:
+        _copy(file, lines)  # a pipe may be slow, and nobody else can write while this does
+        with ledger.transaction():
+            for row in _checked(lines, "stdin" if file == "-" else file):
+                new += ledger.put(row["key"], row["request"], row["reply"], row["endpoint"], created=row["created"])
+                count += 1
     print(f"{new:,} replies imported, {count - new:,} were there already")
 
 
-def _checked(file: str) -> Iterator[dict[str, Any]]:
-    """The lines of such a file. DataError names the first that is none."""
+def _copy(file: str, to: IO[bytes]) -> None:
     try:
         with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield _row(line)
-                except (ValueError, RecursionError) as error:
-                    where = "stdin" if file == "-" else file
-                    raise DataError(f"Line {number} of {where} is no reply: {error}. Nothing was imported.") from error
+            shutil.copyfileobj(lines, to)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+    to.seek(0)
+
+
+def _checked(lines: IO[bytes], where: str) -> Iterator[dict[str, Any]]:
+    """The rows of such a file. DataError names the first line that is none."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield _row(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"Line {number} of {where} is no reply: {error}. Nothing was imported.") from error
 
 
 def _row(line: bytes) -> dict[str, Any]:

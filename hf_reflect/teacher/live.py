@@ -4,11 +4,14 @@ import asyncio
 import math
 import random
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TeacherError
+from ..errors import DataError, TeacherError
 from ..ledger import Ledger
 from .endpoint import (
     Dialect,
@@ -38,6 +41,9 @@ _BUSY = 0.15  # share of 429 up to which they are accidents, not a limit
 _MEMORY = 0.98  # weight of the answers before, in that share
 _WIDEST = 1.0  # seconds between two requests, at most
 _ENOUGH = 5  # different requests that fail, before an endpoint that does answer is given up
+_PATIENCE_OF_SQLITE = 0.02  # seconds for which another process that writes may hold up the event loop
+_CLAIM = 10.0  # seconds for which a request in flight is no other process's, unless said anew
+_MOST_CLAIMED = 1000  # questions that are put off since another process asks them
 _LONGEST_PAUSE = 60.0  # seconds that a used-up limit may close the gate, before it is refused
 
 
@@ -60,6 +66,10 @@ class _Answered(Exception):
     def __init__(self, reply: Reply):
         super().__init__()
         self.reply = reply
+
+
+class _Claimed(Exception):
+    """Another process on this ledger is asking the same."""
 
 
 class _OutOfBudget(Exception):
@@ -99,6 +109,8 @@ class Live(Round):
         super().__init__(teacher, ledger, progress)
         self.questions, self.deliver = questions, deliver
         self.unanswered: list[Question] = []  # where asking stopped
+        self.owner = uuid.uuid4().hex
+        self.put_off = deque[Question]()  # what another process is asking
         self.client: AsyncOpenAI
         self.dialect = Dialect()
         self.anything_answered = False
@@ -130,14 +142,33 @@ class Live(Round):
 
     def left(self) -> list[Question]:
         """What was begun and not told of."""
-        return self.unanswered
+        return [*self.unanswered, *self.put_off]
 
     async def run(self) -> None:
         """Answer them all."""
         self.client = open_client(self.teacher)
-        async with self.client, asyncio.TaskGroup() as group:
-            for _ in range(self.teacher.max_concurrency):
-                group.create_task(self._work())
+        self.ledger.wait_for_others(_PATIENCE_OF_SQLITE)
+        claiming = asyncio.create_task(self._keep_claims())
+        try:
+            async with self.client, asyncio.TaskGroup() as group:
+                for _ in range(self.teacher.max_concurrency):
+                    group.create_task(self._work())
+        finally:
+            claiming.cancel()
+            with suppress(DataError):  # claims run out by themselves
+                self.ledger.disclaim(self.owner)
+
+    async def _keep_claims(self) -> None:
+        """What is in flight stays this process's, however long it takes."""
+
+        def claim() -> None:
+            for key in self.sent:
+                self.ledger.claim(key, self.owner, _CLAIM)
+
+        while True:
+            await asyncio.sleep(_CLAIM / 4)
+            with suppress(DataError):  # said where a reply is committed
+                await self.commit(claim)
 
     async def _work(self) -> None:
         """Take one question after the other; a question holds its place until its reply is committed."""
@@ -145,7 +176,12 @@ class Live(Round):
         while self.stopped is None:
             question = None
             try:
-                question = next(chain(following, self.questions), _NO_MORE)
+                question = _NO_MORE
+                if len(self.put_off) < _MOST_CLAIMED:
+                    question = next(chain(following, self.questions), _NO_MORE)
+                if question is _NO_MORE and self.put_off:
+                    question = self.put_off.popleft()
+                    await self._sleep(random.uniform(0.1, 0.3))  # its reply may come
                 if question is _NO_MORE:
                     return
                 if question is None:
@@ -153,6 +189,9 @@ class Live(Round):
                     continue
                 reply = await self._answer(question)
                 following = self.deliver(question, reply)
+            except _Claimed:
+                assert question is not None
+                self.put_off.append(question)
             except (_Stopped, asyncio.CancelledError) as error:
                 if question is not None:
                     self.unanswered.append(question)
@@ -251,9 +290,11 @@ class Live(Round):
     async def _reserve(self, question: Question) -> bool:
         """Set aside the most that this can cost; False once asking stops."""
 
-        def reserve() -> bool | Reply:
+        def reserve() -> bool | Reply | None:
             if record := self.ledger.get([question.key]).get(question.key):
                 return reply_of(record, reused=True)
+            if not self.ledger.claim(question.key, self.owner, _CLAIM):
+                return None
             fits = self.ledger.reserve(question.tokens, question.cost, self.teacher.limits)
             if fits:
                 self.sent[question.key] = time.monotonic()
@@ -262,6 +303,8 @@ class Live(Round):
         while self.stopped is None:
             if isinstance(result := await self.commit(reserve), Reply):
                 raise _Answered(result)
+            if result is None:
+                raise _Claimed
             if result:
                 return True
             if not self.sent:

@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import BudgetExceeded, Interrupted
-from ..ledger import Ledger
+from ..ledger import Ledger, Locked
 from .replies import Question
 
 if TYPE_CHECKING:
     from . import Teacher
 
 GRACE = 4.0  # seconds that requests in flight have to come back after Ctrl-C or SIGTERM
+_LOCKED_AT_MOST, _LOCKED_PAUSE = 60.0, 0.1  # seconds that another process may write for, and between two tries
 _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
@@ -31,6 +32,7 @@ class Round:
         self.halt = asyncio.Event()  # set once there is a reason to stop
         self.at_once = asyncio.Event()  # set where what is in flight is not waited for any longer
         self._waiting: list[tuple[Callable[[], Any], asyncio.Future]] = []
+        self._locked_since: float | None = None
 
     def stop(self, reason: BaseException) -> None:
         """Send nothing more; the first reason is the one that is raised."""
@@ -51,14 +53,24 @@ class Round:
         try:
             with self.ledger.transaction():
                 results = [work() for work, _ in waiting]
-        except Exception as error:  # a full disk: everybody who waits is told
-            for _, future in waiting:
+        except Exception as error:
+            if isinstance(error, Locked) and self._may_wait():
+                # another process imports or tidies up: what is paid for waits, and Ctrl-C works meanwhile
+                self._waiting = waiting + self._waiting
+                asyncio.get_running_loop().call_later(_LOCKED_PAUSE, self._commit)
+                return
+            for _, future in waiting:  # a full disk: everybody who waits is told
                 if not future.done():
                     future.set_exception(error)
             return
+        self._locked_since = None
         for (_, future), result in zip(waiting, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+    def _may_wait(self) -> bool:
+        self._locked_since = self._locked_since or time.monotonic()
+        return time.monotonic() - self._locked_since < _LOCKED_AT_MOST
 
     def store(
         self,
