@@ -885,3 +885,130 @@ def test_eighty_columns_are_enough_for_what_matters_most(endpoint, tmp_path):
     prices = {"price_per_million_input": 100.0, "price_per_million_output": 200.0, "max_cost": 50.0}
     last = on_a_terminal(endpoint, tmp_path, 24, 80, max_concurrency=4, **prices).rstrip().split("\r")[-1]
     assert re.match(r"Asking 24/24, 00:00 left, cost \d\.\d\d of 50, 0 unusable, 0 reused, \d+\.\d req/s, ", last)
+
+
+# ---- what several share
+
+
+def test_two_processes_that_start_the_same_share_the_work(tmp_path):
+    with Endpoint(lambda request: "fine", latency=0.1) as endpoint:
+        runs = [child(endpoint, tmp_path, 200, "chats", max_concurrency=16) for _ in range(2)]
+        for run in runs:
+            _, stderr = run.communicate(timeout=60)
+            assert run.returncode == 0, stderr
+        assert len(endpoint.answered) == 200 and set(endpoint.answered.values()) == {1}
+    assert len(stored(tmp_path)) == 200 and spent(tmp_path)["requests"] == 200
+
+
+def test_what_a_killed_process_was_asking_is_asked_by_another(tmp_path):
+    """Last, once its claim has run out."""
+    with Endpoint(lambda request: "fine") as endpoint:
+        teacher = make(endpoint, tmp_path)
+        with Ledger(teacher.ledger) as ledger:
+            assert ledger.claim(teacher.key(chats(1)[0]), "somebody who was killed", 4.0)
+            assert not ledger.claim(teacher.key(chats(1)[0]), "another", 4.0)
+        assert [reply.text for reply in teacher(chats(3))] == ["fine"] * 3
+        assert endpoint.requests[2]["messages"] == chats(1)[0] and len(endpoint.requests) == 3
+    with sqlite3.connect(teacher.ledger) as database:
+        assert database.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+
+
+def test_a_slow_request_stays_the_one_who_sent_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "_CLAIM", 0.4)
+    with Endpoint(lambda request: "fine", latency=2.0) as endpoint, ThreadPoolExecutor(2) as pool:
+        teachers = [make(endpoint, tmp_path) for _ in range(2)]
+        replies = list(pool.map(lambda teacher: teacher(chats(1))[0].text, teachers))
+        assert replies == ["fine", "fine"] and len(endpoint.requests) == 1
+
+
+@contextmanager
+def locked(path, seconds):
+    """Another connection writes to the ledger for so long."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(seconds, database.execute, ["COMMIT"])
+    timer.start()
+    yield
+    timer.join()
+    database.close()
+
+
+def test_replies_wait_for_another_process_that_writes(tmp_path):
+    with Endpoint(lambda request: "fine", latency=0.5) as endpoint, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(make(endpoint, tmp_path), chats(20))
+        wait_for(lambda: endpoint.in_flight)
+        with locked(tmp_path / "ledger.sqlite", 2.0):
+            assert [reply.text for reply in asking.result()] == ["fine"] * 20
+        assert set(endpoint.answered.values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_asking_while_another_process_writes(tmp_path, number):
+    with Endpoint(lambda request: "fine", latency=0.2) as endpoint:
+        run = child(endpoint, tmp_path, 500, "chats", max_concurrency=4)
+        wait_for(lambda: len(endpoint.answered) >= 8)
+        with locked(tmp_path / "ledger.sqlite", 12.0):
+            time.sleep(0.5)
+            started = time.monotonic()
+            run.send_signal(number)
+            run.communicate(timeout=30)
+            assert time.monotonic() - started < 9  # 4 seconds for what is in flight; the lock lasts longer
+
+
+def test_a_closed_gate_does_not_use_up_the_budget(tmp_path):
+    answers = [{"text": "fine", "usage": (5, 2)}] * 2 + [
+        {"status": 429, "body": {"error": {"message": "slow down"}}, "headers": {"Retry-After": "1"}}
+    ]
+
+    def answer(request):
+        return answers.pop(0) if answers else {"text": "fine", "usage": (5, 2)}
+
+    with Endpoint(answer, latency=0.05) as endpoint:
+        settings = {"max_tokens": 2000, "max_total_tokens": 3500, "max_concurrency": 16}
+        replies = make(endpoint, tmp_path, **settings)(chats(40))
+    assert [reply.error for reply in replies] == [None] * 40
+
+
+def test_stopping_does_not_wait_for_the_rate_limit(tmp_path):
+    """A wrong key is found out while others stand at a closed gate."""
+    count = 0
+
+    def answer(request):
+        nonlocal count
+        count += 1
+        if count == 1:
+            time.sleep(3)
+            return {"status": 401, "body": {"error": {"message": "bad key"}}}
+        return {"status": 429, "body": {"error": {"message": "slow down"}}, "headers": {"Retry-After": "60"}}
+
+    with Endpoint(answer) as endpoint:
+        started = time.monotonic()
+        settings = {"requests_per_minute": 120, "max_concurrency": 32}
+        with pytest.raises(TeacherError, match="bad key"):
+            make(endpoint, tmp_path, **settings)(chats(100))
+        assert time.monotonic() - started < 8  # at 120 a minute, 32 who queue take 16 s
+
+
+def test_a_limit_on_tokens_lets_one_request_after_the_other(tmp_path):
+    """Not all at once after a long silence."""
+    arrived = []
+
+    def answer(request):
+        arrived.append(time.monotonic())
+        return "fine"
+
+    with Endpoint(answer) as endpoint:
+        settings = {"max_tokens": 1000, "tokens_per_minute": 120_000, "max_concurrency": 8}
+        started = time.monotonic()
+        make(endpoint, tmp_path, **settings)(chats(8))
+    gaps = [later - earlier for earlier, later in zip([started, *arrived], arrived, strict=False)]
+    assert max(gaps) < 2.0 and sum(gap > 0.2 for gap in gaps) >= 6, gaps  # half a second each; all at once after four
+
+
+def test_an_answer_that_is_no_completion_is_shown(tmp_path):
+    page = b"<!doctype html><title>Sign in</title>"
+    with Endpoint(lambda request: {"raw": page}) as endpoint:
+        teacher = make(endpoint, tmp_path, max_retries=0)
+        (reply,) = teacher(chats(1))
+    assert "Sign in" in reply.error

@@ -45,8 +45,8 @@ class Teacher:
     """A model behind an OpenAI-compatible endpoint, and how hard it may be asked.
 
     `teacher(chats) -> list[Reply]`, one each, in order. Every reply is in the `ledger` before it is returned; a chat
-    whose reply is there is never asked again, whatever endpoint answered it. Equal chats are asked once. Plain fields
-    only: the key is read from the environment variable `api_key_env` when a call is made, and kept nowhere.
+    whose reply is there is never asked again, whatever endpoint answered it. Equal chats are asked once, also by several
+    processes on one ledger: what one has in flight the others put off. Plain fields only: the key is read from the environment variable `api_key_env` when a call is made, and kept nowhere.
 
     Args:
         model: its name as the endpoint knows it.
@@ -66,6 +66,7 @@ class Teacher:
         total_timeout: seconds for one call with all its chats; past it the rest gets `error="budget: …"`.
         max_retries: how often one request is repeated after a failure that may pass.
         max_failure_rate: share of unusable replies past which `ReflectionTransform` stops (from 50 replies on).
+            Rewrites that change nothing, or that `accept` refuses, are usable in this sense.
         price_per_million_input, price_per_million_output: money per million tokens, for `stats`, `estimate`,
             `max_cost`.
         max_cost, max_requests, max_total_tokens: limits that hold for the ledger, over restarts and processes. The
