@@ -45,8 +45,9 @@ class Teacher:
     """A model behind an OpenAI-compatible endpoint, and how hard it may be asked.
 
     `teacher(chats) -> list[Reply]`, one each, in order. Every reply is in the `ledger` before it is returned; a chat
-    whose reply is there is never asked again, whatever endpoint answered it. Equal chats are asked once, also by several
-    processes on one ledger: what one has in flight the others put off. Plain fields only: the key is read from the environment variable `api_key_env` when a call is made, and kept nowhere.
+    whose reply is there is never asked again, whatever endpoint answered it. Equal chats are asked once, also by
+    several processes on one ledger: what one has in flight the others put off. Plain fields only: the key is read from
+    the environment variable `api_key_env` when a call is made, and kept nowhere.
 
     Args:
         model: its name as the endpoint knows it.
