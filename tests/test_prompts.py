@@ -1119,6 +1119,10 @@ KEPT = {
     "regret with an answer": "I cannot provide a single number: it depends on altitude.",
     "regret with code": "I am unable to create a file for you, but here is the code:\n\n```\ntouch a\n```",
     "polite": "Here is a polite response to the customer:\n\nThank you.",
+    "French": "Voici la réponse du serveur :\n\nOK",
+    "what a server says": "This is the complete response that the server returns:\n\nOK",
+    "complete": "The complete answer is: 42.",
+    "immunity": "It learns.\n\nThe secondary response is stronger than the previous one.",
 }
 
 

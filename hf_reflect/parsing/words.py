@@ -87,9 +87,9 @@ _QUALITY = (
 
 _FOREIGN_PREAMBLE = (
     r"以下是(?:改进|改善|更好|修改|优化|重写)[^：:\n]{0,8}(?:回答|答案|指令)|"
-    r"hier ist (?:eine|die) (?:verbesserte|bessere|überarbeitete|neue)[^:\n]{0,40} (?:antwort|anweisung)|"
+    r"hier ist (?:eine|die) (?:verbesserte|bessere|überarbeitete)[^:\n]{0,40} (?:antwort|anweisung)|"
     r"aquí (?:tienes|está) (?:una|la) (?:nueva )?(?:respuesta|instrucción) (?:mejorada|mejor|revisada)[^:\n]{0,40}|"
-    r"voici (?:une|la) (?:nouvelle |meilleure )?(?:réponse|instruction)(?: (?:améliorée|révisée))?[^:\n]{0,40}"
+    r"voici (?:une|la) (?:meilleure (?:réponse|instruction)|(?:réponse|instruction) (?:améliorée|révisée))[^:\n]{0,40}"
 )
 
 
@@ -111,10 +111,13 @@ def _preamble(part: str) -> re.Pattern[str]:
     return re.compile(
         rf"(?i)[*_]{{0,3}}(?:(?:sure|certainly|of course|absolutely|okay|ok)(?: thing)?[,.!:]? )?{based}[*_]{{0,3}}"
         r"(?:(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?"
-        rf"(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}{more}"
+        rf"(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}"
+        r"|(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?"
+        rf"(?=(?:[\w-]+,? ){{0,6}}?(?:{_NEW}|more)\b)(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}{more}"
         rf"|here(?: is|['’]s) my (?:attempt at|take on) (?:a|an|the) (?:{_QUALITY},? ){{1,8}}{noun}{target}"
         rf"|{_FOREIGN_PREAMBLE}"
-        rf"|(?:a|the|my) (?:{_QUALITY},? ){{1,6}}{noun}{target} (?:(?:would|could|might) be|is)(?: as follows)?"
+        rf"|(?:a|the|my) (?:{_QUALITY},? ){{1,6}}{noun}{target} "
+        r"(?:(?:would|could|might) be(?: as follows)?|is as follows)"
         rf"|{_NEW} {noun})[*_]{{0,3}}[:：][*_]{{0,3}}(?:\s++|\Z)"
         rf"|#{{1,4}} (?:the )?{_NEW} {noun}:?\s*\n"
     )
@@ -153,7 +156,7 @@ def _talk(part: str) -> re.Pattern[str]:
         r"thorough|in-depth|complex\w*|challeng\w+|independent|address\w*|improv\w+|shortcomings|weaknesses|critique|"
         r"feedback)\b"
     )
-    original = rf"than the (?:original|given|previous|old|first)(?: (?:{noun}|one|version))?\b"
+    original = rf"than the (?:original|given|previous)(?: (?:{noun}|one|version))?\b"
     return re.compile(
         r"(?i)[*_#(>\[ -]{0,6}(?:(?:note|overall|finally|in summary|p\.s\.|explanation"
         r"(?: of (?:the )?(?:changes|improvements))?|improvements)(?: that)?[:,]?[*_]{0,3}[ \n]{1,2})?(?:"
@@ -163,7 +166,8 @@ def _talk(part: str) -> re.Pattern[str]:
         rf"\b{gap}{{0,120}}?(?:{itself}|{worked})"
         rf"|(?:in |with |by )?(?:(?:this|my) (?:{new},? (?:and )?){{1,3}}|the {strong} ){noun},? "
         rf"(?:(?:now|also|thus|therefore) )?{verb}\b[^\n]{{0,200}}?{evidence}"
-        rf"|(?:by [^.,\n]{{1,60}}, )?(?:this|my|the) (?:[\w-]+,? ){{0,4}}{noun} [^.\n]{{1,120}}?{original}"
+        rf"|(?:by [^.,\n]{{1,60}}, )?(?:(?:this|my) (?:{new},? (?:and )?){{0,3}}|the (?:{new},? (?:and )?){{1,3}})"
+        rf"{noun} [^.\n]{{1,120}}?{original}"
         rf"|the above {noun} is (?:better|more)\b"
         rf"|(?:i|we)(?:['’]ve| have)?(?: also| now| tried to| aimed to)? {worked}"
         rf"|(?:why|how) (?:this|the) (?:{new} )?{noun} (?:is|was|improves)\b{gap}{{0,40}}(?:better|improv|more)"
