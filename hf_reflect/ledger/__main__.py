@@ -180,22 +180,27 @@ def _write(ledger: Ledger, out: IO[str]) -> int:
 
 def _import(ledger: Ledger, file: str) -> None:
     new = count = 0
-    with tempfile.TemporaryFile() as lines:
-        _copy(file, lines)  # a pipe may be slow, and nobody else can write while this does
-        with ledger.transaction():
-            for row in _checked(lines, "stdin" if file == "-" else file):
-                new += ledger.put(row["key"], row["request"], row["reply"], row["endpoint"], created=row["created"])
-                count += 1
+    with _opened(file) as lines, ledger.transaction():
+        for row in _checked(lines, "stdin" if file == "-" else file):
+            new += ledger.put(row["key"], row["request"], row["reply"], row["endpoint"], created=row["created"])
+            count += 1
     print(f"{new:,} replies imported, {count - new:,} were there already")
 
 
-def _copy(file: str, to: IO[bytes]) -> None:
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    """The file; of a pipe, which may be slow while nobody else could write to the ledger, a copy."""
     try:
         with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
-            shutil.copyfileobj(lines, to)
+            if lines.seekable():
+                yield lines
+                return
+            with tempfile.TemporaryFile() as copy:
+                shutil.copyfileobj(lines, copy)
+                copy.seek(0)
+                yield copy
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-    to.seek(0)
 
 
 def _checked(lines: IO[bytes], where: str) -> Iterator[dict[str, Any]]:

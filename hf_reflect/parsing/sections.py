@@ -221,8 +221,10 @@ def _is_quoted(body: str, tag: Tag) -> bool:
     last, one_before = before[-1:], before[-2:-1]
     if body.startswith("[end", tag.start) and last.isascii() and (last.isalnum() or last == "_"):
         return True
-    if last not in _QUOTES or after[:1] in _UNQUOTES:
-        return last in _QUOTES or after[:1] in _UNQUOTES
+    if after[:1] in _UNQUOTES:
+        return True
+    if last not in _QUOTES:
+        return False
     return last in "‘«" or not (one_before.isalnum() or one_before in _QUOTED_ENDS)
 
 

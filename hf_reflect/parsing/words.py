@@ -104,16 +104,15 @@ def _preamble(part: str) -> re.Pattern[str]:
     target = rf"(?: (?:to|for) (?:the|your|this) {named})?"
     version = "(?:version of the (?:(?:given|original|previous) )?)?"
     based = r"(?:based on [^\n:,]{0,60}, )?"
+    here_is = r"(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?"
+    rewrite = rf"(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}"
     more = (
-        r"(?:,? (?:that|which|with|based on|as requested|as detailed as|for you|new and complete|addressing|"
-        r"incorporating|written)\b[^.\n:]{0,100})?"
+        r",? (?:that|which|with|based on|as requested|as detailed as|for you|new and complete|addressing|"
+        r"incorporating|written)\b[^.\n:]{0,100}"
     )
     return re.compile(
         rf"(?i)[*_]{{0,3}}(?:(?:sure|certainly|of course|absolutely|okay|ok)(?: thing)?[,.!:]? )?{based}[*_]{{0,3}}"
-        r"(?:(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?"
-        rf"(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}"
-        r"|(?:here(?: is|['’]s)|below is|this is|the following is) (?:(?:a|an|the|my|your) )?"
-        rf"(?=(?:[\w-]+,? ){{0,6}}?(?:{_NEW}|more)\b)(?:{_QUALITY},? ){{1,8}}{version}{noun}{target}{more}"
+        rf"(?:{here_is}(?:{rewrite}|(?=(?:[\w-]+,? ){{0,6}}?(?:{_NEW}|more)\b){rewrite}{more})"
         rf"|here(?: is|['’]s) my (?:attempt at|take on) (?:a|an|the) (?:{_QUALITY},? ){{1,8}}{noun}{target}"
         rf"|{_FOREIGN_PREAMBLE}"
         rf"|(?:a|the|my) (?:{_QUALITY},? ){{1,6}}{noun}{target} "
@@ -216,10 +215,10 @@ def without_sign_off(section: str, part: str) -> str:
         return section
     if _SIGNATURE.search(section, max(0, len(section) - 200)):
         return section  # of a letter, which may speak of another answer
-    paragraphs = list(_PARAGRAPH.finditer(section, begin))
+    paragraphs, blocks = list(_PARAGRAPH.finditer(section, begin)), Blocks(section)
     first = len(section)
     for paragraph in reversed(paragraphs):  # from the first of the last that are all the teacher's words
-        if talk.match(section, paragraph.end()) and not Blocks(section).hold(paragraph.end()):
+        if talk.match(section, paragraph.end()) and not blocks.hold(paragraph.end()):
             first = paragraph.start()
         elif not _BEHIND_TALK.match(section, paragraph.end()):
             break

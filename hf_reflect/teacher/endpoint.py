@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import TeacherError
-from ..parsing.reply import shortened
+from ..parsing.reply import shortened, whole
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -161,8 +161,7 @@ def read_answer(content: bytes) -> dict[str, Any]:
 def _text(content: Any) -> str:
     if isinstance(content, list):  # parts, as some servers send them
         content = "".join(part.get("text") or "" for part in content)
-    # half a surrogate pair fits neither SQLite nor Arrow
-    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
+    return whole(content) if isinstance(content, str) else ""
 
 
 def seconds(text: str | None) -> float | None:

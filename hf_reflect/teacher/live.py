@@ -47,6 +47,9 @@ _MOST_CLAIMED = 1000  # questions that are put off since another process asks th
 _LONGEST_PAUSE = 60.0  # seconds that a used-up limit may close the gate, before it is refused
 
 
+_NO_MORE = Question("", {}, None, 0, 0, 0.0)  # stands behind the last one
+
+
 class _Retryable(Exception):
     """A failure that may pass: its words, and how many seconds the endpoint asked to wait."""
 
@@ -74,9 +77,6 @@ class _Claimed(Exception):
 
 class _OutOfBudget(Exception):
     """This request could pass a limit."""
-
-
-_NO_MORE = Question("", {}, None, 0, 0, 0.0)
 
 
 class _Stopped(Exception):
@@ -176,16 +176,10 @@ class Live(Round):
         while self.stopped is None:
             question = None
             try:
-                question = _NO_MORE
-                if len(self.put_off) < _MOST_CLAIMED:
-                    question = next(chain(following, self.questions), _NO_MORE)
-                if question is _NO_MORE and self.put_off:
-                    question = self.put_off.popleft()
-                    await self._sleep(random.uniform(0.1, 0.3))  # its reply may come
+                question = await self._next(following)
                 if question is _NO_MORE:
                     return
                 if question is None:
-                    await asyncio.sleep(0)
                     continue
                 reply = await self._answer(question)
                 following = self.deliver(question, reply)
@@ -200,6 +194,19 @@ class Live(Round):
             except Exception as error:  # raised again at the end
                 self.stop(error)
         self.unanswered += [question for question in following if question]
+
+    async def _next(self, following: Questions) -> Question | None:
+        """What is new, else what was put off; None where one must look again, `_NO_MORE` where nothing is left."""
+        if len(self.put_off) < _MOST_CLAIMED:
+            question = next(chain(following, self.questions), _NO_MORE)
+            if question is None:
+                await asyncio.sleep(0)
+            if question is not _NO_MORE:
+                return question
+        if not self.put_off:
+            return _NO_MORE
+        await self._sleep(random.uniform(0.1, 0.3))  # its reply may come
+        return self.put_off.popleft() if self.put_off else None
 
     async def _answer(self, question: Question) -> Reply:
         from tenacity import AsyncRetrying, retry_if_exception_type

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
@@ -22,7 +23,7 @@ _LOCKED_AT_MOST, _LOCKED_PAUSE = 60.0, 0.1  # seconds that another process may w
 _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
-class Round:
+class Round(ABC):
     """One round of asking, on one event loop: commits, progress, and the reason to stop."""
 
     def __init__(self, teacher: "Teacher", ledger: Ledger, progress: "Progress"):
@@ -121,13 +122,13 @@ class Round:
             )
         return words
 
+    @abstractmethod
     def left(self) -> list[Question]:
         """What was begun and not told of, where it stopped."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def run(self) -> None:
         """Ask. What is raised is the reason to stop, after what was in flight has come back."""
-        raise NotImplementedError
 
     def how_to_go_on(self) -> str:
         """What is said to whoever interrupts."""
