@@ -14,8 +14,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from .columns import KEY_COLUMNS, SCORE_COLUMNS, require_columns
 from .errors import DataError, SettingsError
-from .pairs import KEY_COLUMNS, SCORE_COLUMNS, require_columns
 from .scoring import StudentScorer, replace_scores
 from .selection import RULES, check_rule, kept_positions
 

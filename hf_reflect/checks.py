@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
 
+from .columns import question
 from .errors import SettingsError
-from .pairs import question
 
 Row = dict[str, Any]
 Check = Callable[[Row, Row], str | None]

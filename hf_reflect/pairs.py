@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.formatting.formatting import LazyBatch, LazyRow
 
+from .columns import SCORE_COLUMNS
 from .errors import DataError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -29,14 +30,6 @@ PAIR_FEATURES = Features(
         "error": Value("string"),
     }
 )
-KEY_COLUMNS = ("row_id", "variant", "source")
-LOSS_COLUMNS = (
-    "loss_instruction",
-    "loss_response",
-    "loss_instruction_given_response",
-    "loss_response_given_instruction",
-)
-SCORE_COLUMNS = (*LOSS_COLUMNS, "ifd", "r_ifd")
 WAITING = ("teacher", "budget")  # codes of versions that another run may still get
 RESERVED = (*PAIR_FEATURES, *SCORE_COLUMNS, "coherence", "input_ids", "labels")
 
@@ -181,16 +174,6 @@ def content_hash(pair: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def question(instruction: str, input: str | None) -> str:
-    """The x of the papers: the instruction with its input, joined by a newline."""
-    return f"{instruction}\n{input}" if input else instruction
-
-
-def is_usable(instruction: str | None, response: str | None) -> bool:
-    """Whether a version can be scored, reflected on and trained on: both texts are there. `error` is only a remark."""
-    return instruction is not None and response is not None
-
-
 def error_code(error: str | None) -> str:
     """What stands before the colon of an `error`; "" where there is none."""
     return (error or "").split(":")[0]
@@ -200,16 +183,6 @@ def put_column(table: pa.Table, field: pa.Field, values: pa.Array | pa.ChunkedAr
     """The table with this column, in its place where it is there already, else at the end."""
     index = table.schema.get_field_index(field.name)
     return table.append_column(field, values) if index < 0 else table.set_column(index, field, values)
-
-
-def require_columns(found: Iterable[str], needed: Iterable[str], who: str, hint: str = "") -> None:
-    """Raise a DataError that names the columns which `who` misses."""
-    found = list(found)
-    if missing := [name for name in needed if name not in found]:
-        raise DataError(
-            f"{who} needs the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}, but found only "
-            f"{found}. " + (hint or "Make the table with `to_pairs(dataset)` first.")
-        )
 
 
 def as_table(batch: Any) -> pa.Table:

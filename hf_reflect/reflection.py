@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from .columns import SCORE_COLUMNS, is_usable, require_columns
 from .errors import SettingsError, TeacherError
 from .ledger import Keys, Ledger
-from .pairs import PAIR_FEATURES, SCORE_COLUMNS, WAITING, as_table, error_code, is_usable, put_column, require_columns
+from .pairs import PAIR_FEATURES, WAITING, as_table, error_code, put_column
 from .parsing.reply import whole
 from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats

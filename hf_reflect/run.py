@@ -16,8 +16,9 @@ import datasets
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
+from .columns import KEY_COLUMNS, is_usable
 from .errors import DataError, SettingsError
-from .pairs import KEY_COLUMNS, PAIR_FEATURES, WAITING, error_code, is_usable
+from .pairs import PAIR_FEATURES, WAITING, error_code
 
 T = TypeVar("T")
 _POLL = 0.2  # seconds

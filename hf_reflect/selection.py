@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from .columns import LOSS_COLUMNS, is_usable, require_columns
 from .errors import DataError, SettingsError
-from .pairs import LOSS_COLUMNS, is_usable, require_columns
 
 VARIANTS = ("original", "instruction", "response", "instruction+response")
 _TEXT_LENGTH = "length of response"  # a column that is computed, characters

@@ -10,12 +10,13 @@ and the ids agree everywhere.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datasets import Dataset, Features, List, Value
-
+from .columns import is_usable, question, require_columns
 from .errors import DataError, SettingsError
-from .pairs import TURN, is_usable, question, require_columns
+
+if TYPE_CHECKING:  # scoring needs templates, and runs where `datasets` is not installed
+    from datasets import Dataset, Features
 
 REVERSE_QUESTION = (
     "Below is the response to an instruction, please guess the corresponding instruction for the given response.\n"
@@ -96,14 +97,30 @@ class StudentTemplate:
 
     def forward(self, row: dict[str, Any]) -> Encoded:
         """The response y after its instruction x (and the turns before)."""
-        x = question(row["instruction"], row["input"])
-        return self._fit(_Prompt(list(row.get("history") or []), "", x, ""), row["response"])
+        prompt, target = _forward(row)
+        return self._fit(prompt, self.ids(target), self._context(prompt))
 
     def reverse(self, row: dict[str, Any]) -> Encoded:
         """The instruction x after the question that guesses it from y."""
-        before, after = REVERSE_QUESTION.split("{y}")
-        x = question(row["instruction"], row["input"])
-        return self._fit(_Prompt(list(row.get("history") or []), before, row["response"], after), x)
+        prompt, target = _reverse(row)
+        return self._fit(prompt, self.ids(target), self._context(prompt))
+
+    def encode(self, rows: list[dict[str, Any]]) -> list[tuple[Encoded, Encoded]]:
+        """`forward` and `reverse` of many rows.
+
+        Texts are tokenised together, which costs a fraction of as many single calls.
+        """
+        asked = [way(row) for row in rows for way in (_forward, _reverse)]
+        at_once = [
+            self._written(prompt)[1] if self.name == "chat" or not prompt.turns else None for prompt, _ in asked
+        ]
+        targets = self._together({target for _, target in asked}, special=False)
+        contexts = self._together({text for text in at_once if text is not None}, special=self.name != "chat")
+        encoded = [
+            self._fit(prompt, targets[target], self._context(prompt) if text is None else contexts[text])
+            for (prompt, target), text in zip(asked, at_once, strict=True)
+        ]
+        return list(zip(encoded[::2], encoded[1::2], strict=True))
 
     def training_ids(self, row: dict[str, Any]) -> dict[str, Any]:
         """input_ids and labels of one pair, -100 on the prompt; `cut` beside them."""
@@ -111,15 +128,13 @@ class StudentTemplate:
         ids = [*target, self.eos]
         return {"input_ids": context + ids, "labels": [-100] * len(context) + ids, "cut": cut}
 
-    def _fit(self, prompt: "_Prompt", target: str) -> Encoded:
+    def _fit(self, prompt: "_Prompt", target_ids: list[int], context: list[int]) -> Encoded:
         """Context and target within max_length - 1 tokens.
 
         The context gives way first, until the target has min(its length, max_length // 2) tokens: the oldest turns
         whole, then the end of the prompt's text. Then the target's tail is cut.
         """
-        target_ids = self.ids(target)
         room = self.max_length - 1
-        context = self._context(prompt)
         if len(context) + len(target_ids) <= room:
             return Encoded(context, target_ids, False)
         budget = room - min(len(target_ids), self.max_length // 2)  # the context's
@@ -132,7 +147,7 @@ class StudentTemplate:
             span = self._text_span(prompt)
             kept = max(len(span) - excess, 0)
             context = context[: span.start + kept] + context[span.stop :]
-        if len(context) >= room:
+        if len(context) + bool(target_ids) > room:
             raise SettingsError(
                 f"`max_length={self.max_length}` leaves no room: the template {self.name!r} alone takes "
                 f"{len(context)} tokens{' with the system message of a row' if first else ''}. "
@@ -142,42 +157,55 @@ class StudentTemplate:
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text by itself, without special tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(text, special=False)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        return self._together({text}, special)[text]
+
+    def _together(self, texts: set[str], special: bool) -> dict[str, list[int]]:
+        if not texts:
+            return {}
+        ordered = sorted(texts)
+        ids = self.tokenizer(ordered, add_special_tokens=special)["input_ids"]
+        return {text: self._opened(some, special) for text, some in zip(ordered, ids, strict=True)}
+
+    def _opened(self, ids: list[int], special: bool) -> list[int]:
+        """Without the EOS of a tokenizer that also closes what it opens: the answer follows."""
+        return ids[:-1] if special and len(ids) > 1 and ids[-1] == self.eos else ids
 
     def _context(self, prompt: "_Prompt") -> list[int]:
         """The prompt's ids, earlier turns included."""
-        before, text, _ = self._written(prompt)
-        return before + self._encode(text, special=self.name != "chat" and not before)["input_ids"]
+        before, text = self._written(prompt)
+        return before + self._ids(text, special=self.name != "chat" and not before)
 
     def _text_span(self, prompt: "_Prompt") -> range:
         """Which of the context's ids lie wholly in the prompt's text; none where a slow tokenizer cannot tell."""
         if not self.tokenizer.is_fast:
             return range(0)
-        before, text, (start, end) = self._written(prompt)
-        offsets = self._encode(text, special=self.name != "chat" and not before, offsets=True)["offset_mapping"]
+        before, text = self._written(prompt)
+        without = self._written(prompt._replace(text=_MARK))[1]
+        start = without.rindex(_MARK)
+        end = len(text) - (len(without) - start - len(_MARK))
+        special = self.name != "chat" and not before
+        encoding = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        kept = len(self._opened(encoding["input_ids"], special))
+        offsets = encoding["offset_mapping"][:kept]
         inside = [i for i, (left, right) in enumerate(offsets, len(before)) if start <= left < right <= end]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
 
-    def _written(self, prompt: "_Prompt") -> tuple[list[int], str, tuple[int, int]]:
-        """The ids of earlier turns, the last turn as text, and where in it the prompt's text stands."""
+    def _written(self, prompt: "_Prompt") -> tuple[list[int], str]:
+        """The ids of earlier turns, and the last turn as text."""
         turns = prompt.turns
+        content = prompt.before + prompt.text + prompt.after
         if self.name == "chat":
-            rendered, without = (
-                self._rendered([*turns, {"role": "user", "content": prompt.before + inner + prompt.after}])
-                for inner in (prompt.text, _MARK)
-            )
-            start = without.rindex(_MARK)
-            return [], rendered, (start, len(rendered) - (len(without) - start - len(_MARK)))
-
+            return [], self._rendered([*turns, {"role": "user", "content": content}])
         template = TEMPLATES[self.name]
         system, turns = template.opening(turns)
         before: list[int] = []
         for user, assistant in zip(turns[::2], turns[1::2], strict=True):
             text = ("" if before else system) + template.before + user["content"] + template.after
-            before += self._encode(text, special=not before)["input_ids"] + self.ids(assistant["content"]) + [self.eos]
-        opening = ("" if before else system) + template.before + prompt.before
-        start = len(opening)
-        return before, opening + prompt.text + prompt.after + template.after, (start, start + len(prompt.text))
+            before += self._ids(text, special=not before) + self.ids(assistant["content"]) + [self.eos]
+        return before, ("" if before else system) + template.before + content + template.after
 
     def _rendered(self, messages: list[dict[str, str]]) -> str:
         from jinja2 import TemplateError
@@ -189,12 +217,6 @@ class StudentTemplate:
                 f"The tokenizer's chat template refuses the roles {[turn['role'] for turn in messages]}: {error}. "
                 "Leave such turns out of the data, or name another template (`template='vicuna'`)."
             ) from error
-
-    def _encode(self, text: str, special: bool, offsets: bool = False) -> dict[str, list]:
-        encoding = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=offsets)
-        if special and encoding["input_ids"][-1] == self.eos and len(encoding["input_ids"]) > 1:
-            return {name: encoding[name][:-1] for name in encoding}  # a tokenizer that also closes: the answer follows
-        return encoding
 
 
 # Stands in for the text to find where a chat template puts it; a private-use character that no data should hold.
@@ -210,7 +232,18 @@ class _Prompt(NamedTuple):
     after: str
 
 
-def to_training_ids(dataset: Dataset, tokenizer: Any, template: str = "auto", max_length: int = 2048) -> Dataset:
+def _forward(row: dict[str, Any]) -> tuple[_Prompt, str]:
+    x = question(row["instruction"], row["input"])
+    return _Prompt(list(row.get("history") or []), "", x, ""), row["response"]
+
+
+def _reverse(row: dict[str, Any]) -> tuple[_Prompt, str]:
+    before, after = REVERSE_QUESTION.split("{y}")
+    x = question(row["instruction"], row["input"])
+    return _Prompt(list(row.get("history") or []), before, row["response"], after), x
+
+
+def to_training_ids(dataset: "Dataset", tokenizer: Any, template: str = "auto", max_length: int = 2048) -> "Dataset":
     """Add `input_ids` and `labels` to the usable rows of a table, for SFTTrainer, which takes them as they are.
 
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
@@ -223,6 +256,8 @@ def to_training_ids(dataset: Dataset, tokenizer: Any, template: str = "auto", ma
         DataError: columns are missing, no row is usable.
         SettingsError: see `StudentTemplate`; `max_length` has no room for the template.
     """
+    from datasets import Features, List, Value
+
     student = StudentTemplate(tokenizer, template, max_length)
     rows = usable_rows(dataset, "`to_training_ids`")
 
@@ -234,12 +269,16 @@ def to_training_ids(dataset: Dataset, tokenizer: Any, template: str = "auto", ma
     return rows.map(encode, features=features, load_from_cache_file=False, desc="Tokenizing pairs")
 
 
-def to_messages(dataset: Dataset) -> Dataset:
+def to_messages(dataset: "Dataset") -> "Dataset":
     """Replace the text columns of the usable rows by `messages`, whole conversations: free of any template.
 
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
     Out: messages (role, content), and the other columns                                       (≤ N rows)
     """
+    from datasets import Features, List
+
+    from .pairs import TURN
+
     rows = usable_rows(dataset, "`to_messages`", new=("messages",))
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +288,7 @@ def to_messages(dataset: Dataset) -> Dataset:
     return _converted(rows, convert, Features({"messages": List(TURN)}))
 
 
-def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
+def to_prompt_completion(dataset: "Dataset", template: str = "vicuna") -> "Dataset":
     """Replace the text columns of the usable rows by `prompt` and `completion`, for other people's pipelines.
 
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
@@ -266,6 +305,8 @@ def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
             f"`to_prompt_completion(template={template!r})` needs one of {', '.join(TEMPLATES)}; for chat templates "
             "use `to_messages`."
         )
+    from datasets import Features, Value
+
     rows = usable_rows(dataset, "`to_prompt_completion`", new=("prompt", "completion"))
     shape = TEMPLATES[template]
 
@@ -279,7 +320,7 @@ def to_prompt_completion(dataset: Dataset, template: str = "vicuna") -> Dataset:
     return _converted(rows, convert, Features({"prompt": Value("string"), "completion": Value("string")}))
 
 
-def usable_rows(dataset: Dataset, who: str, new: tuple[str, ...] = ()) -> Dataset:
+def usable_rows(dataset: "Dataset", who: str, new: tuple[str, ...] = ()) -> "Dataset":
     """The rows with instruction and response. DataError where there is none, or a column is in the way."""
     require_columns(dataset.column_names, ("instruction", "input", "response"), who)
     if there := [name for name in new if name in dataset.column_names]:
@@ -293,7 +334,9 @@ def usable_rows(dataset: Dataset, who: str, new: tuple[str, ...] = ()) -> Datase
     return dataset if len(keep) == len(dataset) else dataset.select(keep)
 
 
-def _converted(rows: Dataset, convert: Callable[[dict[str, Any]], dict[str, Any]], new: Features) -> Dataset:
+def _converted(rows: "Dataset", convert: Callable[[dict[str, Any]], dict[str, Any]], new: "Features") -> "Dataset":
+    from datasets import Features
+
     gone = [name for name in ("instruction", "input", "response", "history") if name in rows.column_names]
     features = Features({**new, **{name: kind for name, kind in rows.features.items() if name not in gone}})
     return rows.map(convert, remove_columns=gone, features=features, load_from_cache_file=False)

@@ -10,9 +10,9 @@ from datasets import Dataset
 
 from hf_reflect import SelectionCallback, Teacher, demo, to_pairs, to_training_ids
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
+from hf_reflect.columns import require_columns
 from hf_reflect.errors import SettingsError
 from hf_reflect.launch import load_table, load_tokenizer, main_of
-from hf_reflect.pairs import require_columns
 from hf_reflect.reflection import estimate_recycling
 from hf_reflect.run import (
     Run,

@@ -8,7 +8,7 @@ from conftest import ROWS
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from hf_reflect import ReflectError, to_pairs
-from hf_reflect.pairs import question
+from hf_reflect.columns import question
 
 CREATED = Features(
     {

@@ -19,7 +19,8 @@ from hf_reflect import (
     to_prompt_completion,
     to_training_ids,
 )
-from hf_reflect.pairs import PAIR_FEATURES, SCORE_COLUMNS
+from hf_reflect.columns import SCORE_COLUMNS
+from hf_reflect.pairs import PAIR_FEATURES
 
 
 def failing_late(chats):

@@ -15,8 +15,9 @@ from endpoint import Endpoint, rewriting
 
 import hf_reflect
 from hf_reflect import PROMPTS, ReflectionTransform, Reply, Teacher, to_pairs
+from hf_reflect.columns import SCORE_COLUMNS
 from hf_reflect.errors import DataError, SettingsError, TeacherError
-from hf_reflect.pairs import PAIR_FEATURES, SCORE_COLUMNS
+from hf_reflect.pairs import PAIR_FEATURES
 from hf_reflect.reflection import estimate_recycling
 
 VARIANTS = ["original", "response", "instruction", "instruction+response"]  # as they stand below each other

@@ -473,3 +473,9 @@ def test_a_table_without_history_or_input_text_converts_the_same():
     assert to_messages(bare)["messages"][:] == to_messages(table)["messages"][:]
     tokenizer = tokenizer_of("llama-style")
     assert to_training_ids(bare, tokenizer)["input_ids"][:] == to_training_ids(table, tokenizer)["input_ids"][:]
+
+
+def test_a_long_answer_to_an_empty_instruction_fits_too():
+    tokenizer = tokenizer_of("byte-level")
+    context, target, cut = StudentTemplate(tokenizer, "plain", 200).reverse(row_of("", "Rain taps. " * 60))
+    assert (len(context), target, cut) == (199, [], True)

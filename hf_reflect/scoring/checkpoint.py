@@ -1,0 +1,151 @@
+"""Finished packs on disk, so that a killed run goes on where it was; and digests that tell students apart."""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import SettingsError
+from .plan import Bin
+from .processes import Processes
+
+_MANIFEST = "scoring.json"
+
+
+class Checkpoint:
+    """A folder of finished packs. Each file holds the losses of some, and appears whole or not at all.
+
+    Packs are as the first run made them, whatever the number of processes that go on with it: the same packs give the
+    same bits.
+
+    Args:
+        folder: seen by all processes.
+        description: what the losses depend on; a later run must bring the same.
+        processes: all of them must construct it.
+
+    Raises:
+        SettingsError: the folder holds losses of something else (what differs is said).
+    """
+
+    def __init__(self, folder: str | os.PathLike, description: dict[str, Any], processes: Processes):
+        self.folder, self.processes = Path(folder), processes
+        self.description = json.loads(json.dumps(description))
+        self._waiting: list[tuple[Bin, np.ndarray]] = []
+        self._started = self._written = time.monotonic()
+        manifest = self.folder / _MANIFEST
+        self.before = json.loads(manifest.read_text()) if manifest.exists() else None
+        processes.gather(None)  # all have seen the same, before anyone writes
+        if self.before is not None:
+            self._compare(self.before["student"])
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        for name, now in self.description.items():
+            if before.get(name) != now:
+                raise SettingsError(
+                    f"{self.folder} holds scores that were made with another {name}: {before.get(name)}, not {now}. "
+                    "Name another `checkpoint_dir`, or delete this one to score anew."
+                )
+
+    @property
+    def tokens_per_batch(self) -> int | None:
+        """Of the run that began here; None where this is the first."""
+        return None if self.before is None else self.before["tokens_per_batch"]
+
+    def settled(self, limit: int, shares: int) -> tuple[int, int]:
+        """Tokens of a pack, and number of shares: as the first run had them; this one's where this is the first."""
+        if self.before is None:
+            self.before = {"student": self.description, "tokens_per_batch": limit, "shares": shares}
+            if self.processes.rank == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write(self.folder / _MANIFEST, json.dumps(self.before, indent=2).encode())
+        self.processes.gather(None)  # nobody looks at the folder before it is there
+        return self.before["tokens_per_batch"], self.before["shares"]
+
+    def load(self, values: np.ndarray) -> set[tuple[int, int]]:
+        """Put what is there into `values` (rows, 4); the packs that it came from."""
+        done = set()
+        for path in sorted(self.folder.glob("losses-*.npz")):
+            with np.load(path) as shard:
+                values[shard["rows"]] = shard["values"]
+                done |= {(int(share), int(number)) for share, number in shard["packs"]}
+        self.processes.gather(None)  # nobody writes before all have looked, or they would deal out different rests
+        return done
+
+    def add(self, done: Bin, values: np.ndarray) -> None:
+        """A pack is finished. Files come each second, later each hundredth of the time so far."""
+        self._waiting.append((done, values))
+        now = time.monotonic()
+        if now - self._written >= max(1.0, 0.01 * (now - self._started)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        packs = np.array([(done.share, done.number) for done, _ in self._waiting])
+        rows = np.concatenate([done.rows for done, _ in self._waiting])
+        values = np.concatenate([some for _, some in self._waiting])
+        share, number = packs[0]
+        path = self.folder / f"losses-{share:04d}-{number:07d}.npz"
+        part = path.with_name(f".{path.name}.part")
+        with part.open("wb") as file:
+            np.savez(file, packs=packs, rows=rows, values=values)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        self._waiting, self._written = [], time.monotonic()
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def digest_of_weights(model: Any) -> str:
+    """A cheap digest of all weights (20 GB/s); equal weights under equal names digest alike.
+
+    Of a model in parts (ZeRO-3, FSDP) all processes must call.
+    """
+    import torch
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for name, tensor in _tensors(model):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _tensors(model: Any) -> Iterable[tuple[str, Any]]:
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        from deepspeed import zero
+
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            with zero.GatheredParameters([parameter] if hasattr(parameter, "ds_id") else []):
+                yield name, parameter
+        return
+    state = model.state_dict()
+    if any(getattr(tensor, "is_meta", False) for tensor in state.values()):  # offloaded by accelerate
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(model)
+    for name, tensor in state.items():
+        if hasattr(tensor, "full_tensor"):
+            yield name, tensor.full_tensor()
+        elif hasattr(tensor, "detach"):
+            yield name, tensor
+
+
+def digest_of_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> str:
+    """Of the texts to score, in their order."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for _, row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()

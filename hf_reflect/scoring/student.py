@@ -1,0 +1,293 @@
+"""The student's forward passes: passages in, the loss of each target out."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import SettingsError
+from .attention import packed_attention
+from .packing import Pack, Passage, pack, packs_within, size
+
+logger = logging.getLogger(__name__)
+
+# Logits that exist at once, in values: 2**25 take 128 MiB in float32, and as much again while they become a loss.
+_LOGITS = {"cpu": 2**25}
+_LOGITS_ELSEWHERE = 2**27
+_PADDED_LOGITS = 2**28  # of a batch without packing; a single long passage may exceed it
+# "auto": larger packs are slower on a CPU, whose caches they outgrow; CUDA is measured, between these
+_AUTO_TOKENS = {"cpu": 4096}
+_AUTO_TOKENS_ELSEWHERE = 8192
+_PROBE_TOKENS, _MOST_TOKENS = 2048, 32_768
+# How far two losses may lie apart by rounding alone: so much of the loss, and more where few tokens are averaged.
+_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
+_TOLERANCE_ELSE = 2e-5
+_COMPARED = 8  # passages of the first pack that are scored one at a time as well
+_IDLE = Passage.of([0], [0])
+
+
+class Student:
+    """A causal language model that scores passages, packed where that gives the same numbers.
+
+    Args:
+        model: the causal language model, on the device or devices where it is to run.
+        adapter: None takes a PEFT model as it is; "base" switches its adapters off.
+        tokens: most in one forward pass, or "auto".
+
+    Raises:
+        SettingsError: an encoder or sequence-to-sequence model; an unknown `adapter`.
+    """
+
+    def __init__(self, model: Any, adapter: str | None = None, tokens: int | str = "auto"):
+        config = getattr(model, "config", None)
+        generates = getattr(model, "can_generate", None)
+        if getattr(config, "is_encoder_decoder", False) or generates is None or not generates():
+            raise SettingsError(f"The student must be a causal language model; {type(model).__name__} is none.")
+        if adapter not in (None, "base"):
+            raise SettingsError(f'`adapter` is None (the model as it is) or "base", not {adapter!r}.')
+        self.model, self.adapter = model, adapter
+        self.limit = None if isinstance(tokens, str) else tokens  # None: to be measured
+        self.packs: bool | None = None  # None: to be seen with the first pack
+
+    @property
+    def config(self) -> Any:
+        """Of the language model, where there is more than one."""
+        return self.model.config.get_text_config()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return next((p.dtype for p in self.model.parameters() if p.dtype.is_floating_point), torch.float32)
+
+    @property
+    def _tolerance(self) -> float:
+        if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+            return _TOLERANCE.get(self.dtype, _TOLERANCE[torch.float16])  # TF32 rounds as float16 does
+        return _TOLERANCE.get(self.dtype, _TOLERANCE_ELSE)
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that it has learned positions for; None where they are computed."""
+        most = getattr(self.config, "max_position_embeddings", None)
+        tables = [module for module in self.model.modules() if isinstance(module, torch.nn.Embedding)]
+        lengths = [table.num_embeddings for table in tables if table is not self.model.get_input_embeddings()]
+        return most if most is not None and any(most <= length <= most + 2 for length in lengths) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in; of an offloaded model the device that it runs on."""
+        words = self.model.get_input_embeddings()
+        for module in (self.model, words):
+            if (hooked := getattr(getattr(module, "_hf_hook", None), "execution_device", None)) is not None:
+                return torch.device(hooked)
+        return words.weight.device
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its weights lie in parts on several processes (ZeRO-3, FSDP), which must run in step."""
+        return any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in self.model.parameters())
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Eval mode without gradients, with the adapter that was asked for; afterwards all as it was."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            with torch.inference_mode(), self._adapted():
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        if self.adapter == "base" and hasattr(self.model, "disable_adapter"):  # a PeftModel
+            with self.model.disable_adapter():
+                yield
+        elif self.adapter == "base" and getattr(self.model, "_hf_peft_config_loaded", False):
+            self.model.disable_adapters()
+            try:
+                yield
+            finally:
+                self.model.enable_adapters()
+        else:
+            yield
+
+    def fit(self, worst: Iterable[Passage]) -> int:
+        """Tokens of one forward pass that the device's memory holds, measured with the worst passages there are."""
+        device = self.device
+        if device.type != "cuda":
+            return _AUTO_TOKENS.get(device.type, _AUTO_TOKENS_ELSEWHERE)
+        probe = next(packs_within(worst, _PROBE_TOKENS), [_IDLE])
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        try:
+            self._packed(pack(probe)).means()
+        except Exception:  # no memory, or an architecture that takes no packs: `check` will tell
+            return _PROBE_TOKENS
+        each = (torch.cuda.max_memory_allocated(device) - before) / size(probe)
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
+        return int(min(max(0.8 * free / each, _PROBE_TOKENS), _MOST_TOKENS))
+
+    def batches(self, passages: Iterable[Passage]) -> list[list[Passage]]:
+        """What goes into one forward pass each: packs within the limit, or batches of like lengths."""
+        assert self.limit is not None
+        if self.packs:
+            return list(packs_within(passages, self.limit))
+        if self.device.type == "cpu":
+            return [[passage] for passage in passages]  # padding costs more than it brings
+        limit = min(self.limit, _PADDED_LOGITS // self.config.vocab_size)
+        some: list[list[Passage]] = []
+        for passage in sorted(passages, key=len, reverse=True):
+            if some and len(some[-1][0]) * (len(some[-1]) + 1) <= limit:
+                some[-1].append(passage)
+            else:
+                some.append([passage])
+        return some
+
+    def run(self, passages: list[Passage]) -> list["Losses"]:
+        """One forward pass, or as many as memory asks for; `ready` must hold.
+
+        Raises:
+            SettingsError: not even one passage fits, or other processes wait for this pass (ZeRO-3, FSDP).
+        """
+        try:
+            return [self._packed(pack(passages)) if self.packs else self._padded(passages)]
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            tokens = size(passages)
+            if len(passages) == 1 or self.is_sharded:
+                raise SettingsError(
+                    f"The memory of {self.device} does not hold a forward pass of {tokens} tokens. Lower "
+                    f"{'`max_length`' if len(passages) == 1 else '`tokens_per_batch`'}, load the student in bfloat16, "
+                    "or spread it over several devices (`device_map`, ZeRO-3)."
+                ) from error
+        # out here the failed pass and its traceback hold no tensors any more
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.limit = max(tokens // 2, 1)
+        logger.warning("Out of memory with %d tokens in a forward pass: going on with %d.", tokens, self.limit)
+        half = len(passages) // 2
+        return [*self.run(passages[:half]), *self.run(passages[half:])]
+
+    def idle(self) -> None:
+        """A forward pass for nothing: other processes have more to do, and must not wait alone."""
+        self.run([_IDLE])
+
+    def check(self, passages: list[Passage]) -> tuple[dict[Passage, float], str | None]:
+        """A pack's losses, and why packs of this model cannot be trusted, if so.
+
+        Some of the passages, from the shortest to the longest, are scored one at a time too. Always the same number of
+        forward passes.
+        """
+        together: dict[Passage, float] = {}
+        reason = None
+        try:
+            self.packs = True
+            for losses in self.run(passages or [_IDLE]):
+                together |= losses.means()
+        except SettingsError:
+            raise
+        except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
+            reason = f"{type(error).__name__}: {error}"
+        self.packs = False
+        ordered = sorted(passages, key=len)
+        places = {round(n) for n in np.linspace(0, len(ordered) - 1, _COMPARED)} if ordered else ()
+        chosen = [ordered[n] for n in places]
+        alone = [
+            next(iter(self.run([p])[0].means().values())) for p in [*chosen, *[_IDLE] * (_COMPARED - len(chosen))]
+        ]
+        for passage, other in zip(chosen, alone, strict=False) if reason is None else ():
+            one = together[passage]
+            if abs(one - other) > self._tolerance * (1 + 8 / math.sqrt(passage.targets)) * (1 + abs(other)):
+                reason = f"a loss is {one:.6g} in a pack and {other:.6g} by itself"
+        return together, reason
+
+    def _packed(self, some: Pack) -> "Losses":
+        ids, positions = (torch.from_numpy(x)[None].to(self.device) for x in (some.ids, some.positions))
+        losses: list[torch.Tensor] = []
+        with packed_attention(self.model, some), self._head_on(some, losses):
+            # all ones: some models warn where there is no mask
+            self.model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+        return Losses(some.passages, losses)
+
+    @contextmanager
+    def _head_on(self, some: Pack, losses: list[torch.Tensor]) -> Iterator[None]:
+        """Within, the output embeddings see only what predicts a target, a chunk at a time, and append the losses."""
+        head = self.model.get_output_embeddings()
+        plain, patched = head.forward, "forward" in vars(head)  # accelerate patches it on the instance
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:  # (1, tokens, size)
+            where, targets = (torch.from_numpy(x).to(hidden.device) for x in (some.where, some.targets))
+            rows = max(1, _LOGITS.get(hidden.device.type, _LOGITS_ELSEWHERE) // self.config.vocab_size)
+            for places, wanted in zip(where.split(rows), targets.split(rows), strict=True):
+                logits = _finished(plain(hidden[0, places]), self.config)  # (rows, vocabulary)
+                losses.append(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none"))
+            return hidden.new_zeros(1, 1, self.config.vocab_size)
+
+        head.forward = forward
+        try:
+            yield
+        finally:
+            if patched:
+                head.forward = plain
+            else:
+                del head.forward
+
+    def _padded(self, passages: list[Passage]) -> "Losses":
+        """Without packing: one passage a row, the model's own attention and logits."""
+        length = max(map(len, passages))
+        ids = torch.zeros(len(passages), length, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, passage in enumerate(passages):
+            ids[row, : len(passage)] = torch.from_numpy(passage.tokens)
+            mask[row, : len(passage)] = 1
+        # no logits before the first target's; a number serves every device, and the slice models that ignore it
+        wanted = length - min(passage.start for passage in passages) + 1
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=wanted).logits[:, -wanted:]
+        losses = []
+        for passage, row in zip(passages, logits, strict=True):
+            start = passage.start - 1 - (length - wanted)
+            some = row[start : start + passage.targets].float()  # (targets, vocabulary)
+            target = torch.from_numpy(passage.tokens[passage.start :]).to(some.device)
+            losses.append(torch.nn.functional.cross_entropy(some, target, reduction="none"))
+        return Losses(passages, losses)
+
+
+class Losses:
+    """The losses of some passages, on their way from the device."""
+
+    def __init__(self, passages: list[Passage], losses: list[torch.Tensor]):
+        self.passages, self._losses = passages, losses
+
+    def means(self) -> dict[Passage, float]:
+        """Mean negative log-likelihood of each passage's target, in nats; waits for the device."""
+        tokens = torch.cat(self._losses).cpu().double().numpy()  # (targets,)
+        counts = np.array([passage.targets for passage in self.passages])
+        sums = np.add.reduceat(tokens, np.cumsum(counts) - counts)
+        return dict(zip(self.passages, (sums / counts).tolist(), strict=True))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("can't allocate memory", "not enough memory")  # a CPU's is a bare RuntimeError
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def _finished(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some models do to their logits after the output embeddings."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / scaling
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return logits

@@ -1,0 +1,188 @@
+"""Scoring on several processes, killed and taken up again: real launches, real kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
+from test_templates import row_of, table_of
+
+from hf_reflect import StudentScorer
+from hf_reflect.errors import SettingsError
+
+WORDS = " ".join(TEXTS).split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A student and a table of 150 rows on disk: two answers to each instruction, of all lengths, some too long."""
+    folder = tmp_path_factory.mktemp("scoring")
+    tokenizer = byte_level_tokenizer(TEXTS)
+    tiny_llama(len(tokenizer)).save_pretrained(folder / "student")
+    tokenizer.save_pretrained(folder / "student")
+    draw = random.Random(0)
+
+    def text(most):
+        return " ".join(draw.choice(WORDS) for _ in range(min(200, int(draw.lognormvariate(2.5, 0.8)) + 1, most)))
+
+    rows = [row_of(x, text(300)) for x in (text(60) for _ in range(75)) for _ in range(2)]
+    table_of(*rows, row_of("Why?", None)).save_to_disk(folder / "table")
+    return folder
+
+
+def command(folder, launcher=(), **options):
+    options = {"student": str(folder / "student"), "table": str(folder / "table")} | options
+    return [sys.executable, *launcher, "tests/launched_scoring.py", json.dumps(options)]
+
+
+def accelerate(config=ROOT / "accelerate_configs" / "cpu.yaml"):
+    return ("-m", "accelerate.commands.launch", "--config_file", str(config))
+
+
+def run(folder, output, launcher=(), **options):
+    line = command(folder, launcher, output=str(output), **options)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-9000:]
+    assert "Scoring" not in done.stderr  # no terminal, and less than a minute
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The same table scored by one process that nobody disturbs."""
+    return run(folder, folder / "alone.json")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_tokens_evenly_and_give_the_table_of_one(folder, alone, tmp_path):
+    result = run(folder, tmp_path / "two.json", accelerate())
+    assert (result["processes"], result["distributed_type"], result["backend"]) == (2, "MULTI_CPU", "gloo")
+    assert result["same"]
+    for name in ("losses", "ifd", "r_ifd"):
+        assert result[name][-1] is None
+        assert result[name][:-1] == pytest.approx(alone[name][:-1], rel=1e-6)
+    assert result["cut"] == alone["cut"] > 0
+    assert result["passes"][0] == result["passes"][1]
+    small, large = sorted(result["tokens"])
+    assert large < 1.05 * small
+
+
+@pytest.mark.slow
+def test_partitioned_weights_give_the_same_table_with_as_many_passes_on_every_rank(folder, alone, tmp_path):
+    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    shipped |= {"use_cpu": True, "num_processes": 2}
+    shipped["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "ds.json"), "zero3_init_flag": False}
+    del shipped["mixed_precision"]
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(shipped))
+    launcher = accelerate(tmp_path / "accelerate.yaml")
+    options = {"checkpoint_dir": str(tmp_path / "scores")}
+    for _ in range(2):
+        result = run(folder, tmp_path / "zero3.json", launcher, **options)
+        assert (result["processes"], result["distributed_type"]) == (2, "DEEPSPEED")
+        assert result["partitioned"] and result["same"]
+        assert result["losses"][:-1] == pytest.approx(alone["losses"][:-1], rel=1e-6)
+        assert result["passes"][0] == result["passes"][1]
+    assert result["passes"] == [0, 0]
+
+
+def start_and_kill(folder, output, launcher, victim, **options):
+    """Start, wait until two files of losses are there, kill; the seconds until all of it was gone."""
+    line = command(folder, launcher, output=str(output), **options)
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    scores = options["checkpoint_dir"]
+    try:
+        until = time.monotonic() + 120
+        while len([name for name in os.listdir(scores) if name.startswith("losses")]) < 2:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        killed = time.monotonic()
+        os.kill(victim(process), signal.SIGKILL)
+        process.wait(120)
+        return time.monotonic() - killed, process.returncode
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(folder, tmp_path):
+    options = {"tokens": 512, "seconds_a_pass": 0.1, "checkpoint_dir": str(tmp_path / "scores")}
+    whole = run(folder, tmp_path / "whole.json", tokens=512)
+    (tmp_path / "scores").mkdir()
+    start_and_kill(folder, tmp_path / "out.json", (), lambda process: process.pid, **options)
+    assert not (tmp_path / "out.json").exists()
+    resumed = run(folder, tmp_path / "out.json", **{**options, "seconds_a_pass": 0})
+    for name in ("losses", "ifd", "r_ifd", "cut"):
+        assert resumed[name] == whole[name]
+    assert resumed["passes"][0] < whole["passes"][0] - 5
+    again = run(folder, tmp_path / "out.json", **options)
+    assert again["ifd"] == whole["ifd"] and again["passes"] == [0]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_launch_and_one_process_can_finish(folder, alone, tmp_path):
+    options = {"tokens": 512, "seconds_a_pass": 0.1, "checkpoint_dir": str(tmp_path / "scores")}
+    (tmp_path / "scores").mkdir()
+
+    def second_rank(process):
+        ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
+        (victim,) = [child for child in ranks if child.environ()["RANK"] == "1"]
+        return victim.pid
+
+    seconds, code = start_and_kill(folder, tmp_path / "out.json", accelerate(), second_rank, **options)
+    assert seconds < 60 and code != 0
+    resumed = run(folder, tmp_path / "out.json", **{**options, "seconds_a_pass": 0})
+    for name in ("losses", "ifd", "r_ifd"):
+        assert resumed[name][:-1] == pytest.approx(alone[name][:-1], rel=1e-6)
+
+
+def other_weights(model, tokenizer, rows):
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] += 1e-3
+    return model, tokenizer, rows, {}
+
+
+OTHERS = {
+    "weights": other_weights,
+    "model": lambda model, tokenizer, rows: (tiny_llama(len(tokenizer), rope_theta=5e5), tokenizer, rows, {}),
+    "dtype": lambda model, tokenizer, rows: (model.to(torch.bfloat16), tokenizer, rows, {}),
+    "tokenizer": lambda model, tokenizer, rows: (model, byte_level_tokenizer(TEXTS, 300), rows, {}),
+    "template": lambda model, tokenizer, rows: (model, tokenizer, rows, {"template": "plain"}),
+    "max_length": lambda model, tokenizer, rows: (model, tokenizer, rows, {"max_length": 1024}),
+    "adapter": lambda model, tokenizer, rows: (model, tokenizer, rows, {"adapter": "base"}),
+    "rows": lambda model, tokenizer, rows: (model, tokenizer, rows.select(range(7)), {}),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_folder_with_scores_of_something_else_is_refused_and_says_what_differs(what, student, pairs, tmp_path):
+    model, tokenizer = tiny_llama(len(student[1])), student[1]
+    scored = StudentScorer(model, tokenizer).score(pairs, checkpoint_dir=tmp_path)
+    files = sorted(tmp_path.iterdir())
+    model, tokenizer, rows, settings = OTHERS[what](model, tokenizer, pairs)
+    with pytest.raises(SettingsError, match=rf"made with (an)?other {what}: .* Name another `checkpoint_dir`"):
+        StudentScorer(model, tokenizer, **settings).score(rows, checkpoint_dir=tmp_path)
+    assert sorted(tmp_path.iterdir()) == files
+    again = StudentScorer(tiny_llama(len(student[1])), student[1]).score(pairs, checkpoint_dir=tmp_path)
+    assert again["ifd"][:] == scored["ifd"][:]
+
+
+def test_another_batch_size_goes_on_with_the_packs_that_were_planned(student, pairs, tmp_path):
+    scored = StudentScorer(*student, tokens_per_batch=400).score(pairs, checkpoint_dir=tmp_path)
+    files = sorted(tmp_path.glob("losses-*.npz"))
+    files[0].unlink()
+    again = StudentScorer(*student, tokens_per_batch=3000).score(pairs, checkpoint_dir=tmp_path)
+    assert again["ifd"][:] == pytest.approx(scored["ifd"][:], rel=1e-6)
