@@ -1,13 +1,20 @@
-import random
+import hashlib
+import math
+import subprocess
+import sys
 from collections import Counter
 from itertools import product
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_reflect import RULES, select, select_top
 from hf_reflect.errors import DataError, SettingsError
-from hf_reflect.selection import decide
+from hf_reflect.selection import decide, kept_positions
 
 VARIANTS = ("original", "instruction", "response", "instruction+response")
 FIT = "loss_response_given_instruction"
@@ -32,7 +39,7 @@ def winners(dataset, rule="paper", ifd_gate=None, r_ifd_gate=None, keep=None, **
     return list(chosen["variant"])
 
 
-# The rules once more, naively: (better at stage 1, better at stage 2), +1 where higher is better.
+# The rules once more, row by row as the design tells them: (better at stage 1, better at stage 2), +1 where higher is.
 STAGES = {
     "paper": (("ifd", +1), ("r_ifd", -1)),
     "ifd": (("ifd", +1), ("ifd", +1)),
@@ -48,103 +55,122 @@ ANCESTRY = {
 }
 
 
-def naive(versions, rule, ifd_gate, r_ifd_gate, keep):
-    """(the winner or None, whether it is kept) among the versions of one row."""
-    usable = [v for v in versions if v["instruction"] is not None and v["response"] is not None]
-    usable.sort(key=lambda v: (VARIANTS.index(v["variant"]), v.get("source", "")))
-    if rule in ANCESTRY:
-        for variant in ANCESTRY[rule]:
-            for version in usable:
-                if version["variant"] == variant:
-                    return version, True
-        return None, False
-    if rule in ("longest", "fit"):
-        if not usable:
-            return None, False
-        worth = {
-            "longest": lambda v: len(v["response"]),
-            "fit": lambda v: float("-inf") if v[FIT] is None else -v[FIT],
-        }[rule]
-        return [v for v in usable if worth(v) == max(map(worth, usable))][0], True
+def coin(*parts):
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
-    def duel(defender, challengers, column, sign):
-        scored = [v for v in challengers if v[column] is not None]
-        best = max(scored, key=lambda v: sign * v[column], default=None)
-        if defender is None:
-            return best or (challengers[0] if challengers else None)
-        if best is None:
-            return defender
-        return best if defender[column] is None or sign * best[column] > sign * defender[column] else defender
+
+def is_null(value):
+    return value is None or math.isnan(value)
+
+
+def strictly_better(one, other, column, sign):
+    if is_null(one[column]):
+        return False
+    return is_null(other[column]) or sign * one[column] > sign * other[column]
+
+
+def best_of(versions, column, sign):
+    """None of the others is better, and none before it is as good."""
+    for version in versions:
+        if not any(strictly_better(other, version, column, sign) for other in versions):
+            return version
+    return None
+
+
+def naive_winner(versions, rule, seed):
+    usable = [v for v in versions if v["instruction"] is not None and v["response"] is not None]
+    usable.sort(key=lambda v: (VARIANTS.index(v["variant"]), v["source"] or ""))
 
     def named(variant):
         return [v for v in usable if v["variant"] == variant]
 
-    first = duel(next(iter(named("original")), None), named("instruction"), *STAGES[rule][0])
+    if rule in ANCESTRY:
+        return next((v for variant in ANCESTRY[rule] for v in named(variant)), None)
+    if rule == "fit":
+        return best_of(usable, FIT, -1)
+    if rule == "longest":
+        return max(usable, key=lambda v: len(v["response"]), default=None)  # the first of equals
+
+    def play(number, defender, challengers):
+        if rule == "random":
+            toss = (seed, versions[0]["row_id"], number)
+            champion = challengers[coin(*toss, "which") % len(challengers)] if challengers else None
+            challenger_wins = coin(*toss) % 2 == 1
+        else:
+            champion = best_of(challengers, *STAGES[rule][number - 1])
+            challenger_wins = champion and defender and strictly_better(champion, defender, *STAGES[rule][number - 1])
+        if defender is None or champion is None:
+            return defender or champion
+        return champion if challenger_wins else defender
+
+    first = play(1, next(iter(named("original")), None), named("instruction"))
     if first is None:
-        return None, False
-    if first["variant"] == "original":
-        challengers = named("response")
+        answers = named("response") or named("instruction+response")
+    elif first["variant"] == "original":
+        answers = named("response")
     else:
-        challengers = [v for v in named("instruction+response") if v.get("source") == first.get("source")]
-    winner = duel(first, challengers, *STAGES[rule][1])
-    kept = keep is None or winner["variant"] in ("response", "instruction+response")
-    for name, gate in (("ifd", ifd_gate), ("r_ifd", r_ifd_gate)):
-        if gate is not None and name in winner:
-            kept = kept and winner[name] is not None and winner[name] < gate
-    return winner, kept
+        answers = [v for v in named("instruction+response") if (v["source"] or "") == (first["source"] or "")]
+    return play(2, first, answers)
 
 
-def random_versions(seed, rows, sources):
-    """Coarse scores, so that ties are common; nulls; absent versions, and unusable ones with stale scores."""
-    rng = random.Random(seed)
-    versions = []
-    for number in range(rows):
-        some = [("original", "")] + [(v, s) for v in VARIANTS[1:] for s in sources]
-        some = [(v, s) for v, s in some if rng.random() < 0.85]
-        row = []
-        for variant, source in some:
-            version = {"row_id": f"row{number}", "variant": variant, "source": source, "instruction": "x"}
-            version["response"] = "y" * rng.randrange(4)
-            version |= {name: rng.choice([None, 0.5, 0.75, 0.9, 1.0, 1.25]) for name in SCORES}
-            if rng.random() < 0.2:
-                version[rng.choice(["instruction", "response"])] = None
-                if rng.random() < 0.7:
-                    version |= dict.fromkeys(SCORES)
-            row.append(version)
-        if not any(v["variant"] in VARIANTS[:2] and v["instruction"] and v["response"] is not None for v in row):
-            for version in row:  # nothing to reflect on, so nobody was asked for its children
-                version["response"] = None
-        versions += row
-    rng.shuffle(versions)
-    return versions
+def naive_keeps(winner, rule, ifd_gate, r_ifd_gate, keep):
+    if winner is None:
+        return False
+    if (rule in STAGES or rule == "random") and keep == "reflected" and "response" not in winner["variant"]:
+        return False
+    held = {"ifd": ifd_gate, "r_ifd": r_ifd_gate} if rule in STAGES else {}
+    return all(gate is None or (not is_null(winner[name]) and winner[name] < gate) for name, gate in held.items())
 
 
-@pytest.mark.parametrize("sources", [("t",), ("b", "c", "a"), None], ids=["one", "three", "no column"])
-@pytest.mark.parametrize("rule", [*STAGES, *ANCESTRY, "longest", "fit"])
-def test_decisions_agree_with_a_naive_implementation(rule, sources):
-    versions = random_versions(f"{rule}{sources}", 200, sources or ("t",))
-    dataset = Dataset.from_list(versions, features=FEATURES)
-    if sources is None:
-        dataset = dataset.remove_columns("source")
-        versions = [{k: v for k, v in version.items() if k != "source"} for version in versions]
+NUMBERS = st.sampled_from([None, math.nan, math.inf, -math.inf, -0.0, 0.0, 0.5, 0.5, 0.75, 0.75, 0.9, 1.0, 1.25])
+KEYS = st.tuples(st.sampled_from("abcdé"), st.sampled_from(VARIANTS), st.sampled_from(["", "", "t", "s", "ü", None]))
+TEXTS = st.sampled_from([None, "", "y", "yy", "é", "日本語", *["yyy"] * 4])
+VALUES = st.tuples(TEXTS, TEXTS, *[NUMBERS] * 4)
+
+
+def key_of(version):
+    row_id, variant, source = version[0]
+    return row_id, variant, source or ""
+
+
+def as_rows(versions):
+    return [dict(zip(FEATURES, (*key, *values), strict=True)) for key, values in versions]
+
+
+# few row_ids, sources and scores, so that versions compete, tie and are missing; any order of rows
+TABLES = st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=25, unique_by=key_of).map(as_rows)
+GATES = st.sampled_from([None, 1.0, 0.75, math.inf])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    TABLES, GATES, GATES, st.sampled_from(["reflected", None]), st.integers(0, 3), st.randoms(use_true_random=False)
+)
+def test_every_rule_chooses_as_a_reader_of_the_design_would_row_by_row(versions, ifd, r_ifd, keep, seed, chance):
+    places = chance.sample(range(len(versions)), len(versions))
+    stored = Dataset.from_list([versions[place] for place in places], features=FEATURES)
+    mapped = stored.select([places.index(n) for n in range(len(versions))])  # the order of `versions` again
     rows = {}
-    for index, version in enumerate(versions):
-        rows.setdefault(version["row_id"], []).append(version | {"index": index})
-
-    for ifd_gate, r_ifd_gate, keep in product((1.0, 0.9, None), (1.0, None), ("reflected", None)):
-        decisions = decide(dataset, rule, ifd_gate, r_ifd_gate, keep)
-        assert [d.row_id for d in decisions] == list(rows)
-        kept_places = []
-        for decision in decisions:
-            winner, kept = naive(rows[decision.row_id], rule, ifd_gate, r_ifd_gate, keep)
-            assert decision.position == (None if winner is None else winner["index"]), decision
-            assert decision.kept == kept, decision
+    for place, version in enumerate(versions):
+        rows.setdefault(version["row_id"], []).append(version | {"place": place})
+    for rule in RULES:
+        expected = []
+        decisions = decide(mapped, rule, ifd, r_ifd, keep, seed)
+        assert [decision.row_id for decision in decisions] == list(rows)
+        for decision, row in zip(decisions, rows.values(), strict=True):
+            winner = naive_winner(row, rule, seed)
+            assert decision.position == (None if winner is None else winner["place"]), (rule, decision)
+            assert decision.kept == naive_keeps(winner, rule, ifd, r_ifd, keep), (rule, decision)
             assert decision.why
-            if kept:
-                kept_places.append(winner["index"])
-        kept = select(dataset, rule, ifd_gate, r_ifd_gate, keep)
-        assert kept.to_list() == [dataset[i] for i in sorted(kept_places)]
-        assert kept.features == dataset.features
+            if decision.kept:
+                expected.append(decision.position)
+        if expected:
+            assert kept_positions(mapped, rule, ifd, r_ifd, keep, seed) == sorted(expected)
+            there = sorted(places.index(place) for place in expected)  # the same versions where rows stand otherwise
+            assert kept_positions(stored, rule, ifd, r_ifd, keep, seed) == there
+        else:
+            with pytest.raises(DataError, match="keeps none of"):
+                select(mapped, rule, ifd, r_ifd, keep, seed)
 
 
 def test_every_rule_of_the_design_is_there_and_covered_here():
@@ -322,6 +348,17 @@ def test_random_depends_on_seed_and_row_id_alone():
     assert chosen(dataset, seed=1) != once
 
 
+def test_the_coins_of_random_are_the_same_in_every_release():
+    numbers = {variant: number for number, variant in enumerate(VARIANTS)}
+    assert "".join(str(numbers[variant]) for variant in winners(many(12), "random")) == "323010002322"
+    versions = [("original", "")] + [(variant, source) for variant in VARIANTS[1:] for source in "ab"]
+    rows = [(v, {"row_id": f"row{n}", "source": source}) for n in range(8) for v, source in versions]
+    chosen = select(table(*rows), "random", keep=None, seed=1)
+    shown = [f"{numbers[v]}{source}" for v, source in zip(chosen["variant"], chosen["source"], strict=True)]
+    assert shown == ["2a", "0", "0", "2b", "3b", "2b", "2b", "2b"]
+    assert winners(many(12), "random", seed=np.int64(3)) == winners(many(12), "random", seed=3)
+
+
 def test_the_two_coins_of_random_are_fair_and_independent():
     counts = Counter(winners(many(2000), "random"))
     assert set(counts) == set(VARIANTS)
@@ -356,21 +393,255 @@ def test_the_winners_stand_in_the_order_of_the_input():
     ]  # fmt: skip
 
 
-def test_an_empty_selection_raises_with_the_numbers():
+def test_an_empty_selection_raises_with_the_gates_and_the_spread_of_both_scores():
     dataset = table(
         ("response", {"ifd": 1.5, "r_ifd": 0.5}),
         ("response", {"row_id": "b", "ifd": 1.25, "r_ifd": 0.5}),
         ("response", {"row_id": "c", "ifd": 0.5, "r_ifd": None}),
-        ("original", {"row_id": "d", "ifd": 0.5, "r_ifd": 0.5}),
-        ("original", {"row_id": "e", "response": None}),
+        ("original", {"row_id": "d", "ifd": 0.5, "r_ifd": math.nan}),
+        ("original", {"row_id": "e", "response": None, "ifd": 7.0}),
+        ("original", {"row_id": "f", "ifd": math.inf, "r_ifd": 0.25}),
     )
     with pytest.raises(DataError) as error:
-        select(dataset)
+        select(dataset, r_ifd_gate=0.9)
     for words in (
-        "'paper'", "none of 5 rows", "2 ifd not below 1", "1 r_ifd not below 1", "1 response not reflected",
-        "1 no usable version", "0.50", "1.50",
-    ):  # fmt: skip
+        "'paper' with ifd_gate=1.0, r_ifd_gate=0.9, keep='reflected' keeps none of 6 rows",
+        "2 response not reflected; 2 ifd not below 1; 1 no usable version; 1 r_ifd not below 0.9.\n",
+        "Of 5 usable versions ifd: min 0.500, 5 % 0.500, 25 % 0.500, median 1.250, 75 % 1.500, 95 % inf, max inf",
+        "; r_ifd: min 0.250, 5 % 0.250, 25 % 0.250, median 0.500, 75 % 0.500, 95 % 0.500, max 0.500, 2 null.",
+        "Raise the gates or set them to null",
+        "`keep: null`",
+    ):
         assert words in str(error.value)
+    with pytest.raises(DataError, match="none of 1 rows: 1 ifd not below 1.\nOf 1 usable versions ifd: 1 null; r_"):
+        select(table(("response", {})))
+    with pytest.raises(DataError, match="none of 1 rows: 1 no usable version.\nOf 0 usable versions ifd: 0 null"):
+        select(table(("response", {"response": None})))
+    bare = table(("original", {})).select_columns(["row_id", "variant"])
+    with pytest.raises(DataError, match="none of 1 rows: 1 response not reflected.\nOf 1 usable versions no scores"):
+        select(bare, "random")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_table_without_rows_has_no_decisions_and_nothing_to_select(rule):
+    for empty in (table(("original", {})).select([]), Dataset.from_dict({name: [] for name in FEATURES})):
+        assert decide(empty, rule) == []
+        with pytest.raises(DataError, match="no rows"):
+            select(empty, rule)
+    with pytest.raises(DataError, match="no rows"):
+        select_top(empty, share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("there", "paper", "plain"),
+    [
+        (["instruction"], "instruction", "instruction"),
+        (["response"], "response", "response"),
+        (["instruction+response"], "instruction+response", "instruction+response"),
+        (["instruction", "response"], "instruction", "instruction"),
+        (["instruction", "instruction+response"], "instruction+response", "instruction+response"),
+        (["response", "instruction+response"], "response", "instruction+response"),
+        (["original", "instruction+response"], "original", "instruction+response"),
+        (["instruction", "response", "instruction+response"], "instruction+response", "instruction+response"),
+    ],
+)
+def test_versions_that_are_missing_leave_the_field_to_those_that_are_there(there, paper, plain):
+    """A new response plays against what it was written to; alone it does where that is not usable."""
+    gone = {"response": None, "ifd": 0.9, "r_ifd": 0.1}
+    for rest in ([], [(variant, gone) for variant in VARIANTS if variant not in there]):
+        scored = [(v, {"ifd": 0.5, "r_ifd": 0.9 - 0.1 * VARIANTS.index(v)}) for v in there]
+        assert winners(table(*scored, *rest)) == [paper]
+        assert winners(table(*scored, *rest), "reflected") == [plain]
+
+
+def test_a_version_that_is_there_twice_is_refused_with_where_and_what_to_do():
+    rows = [("original", {}), ("response", {}), ("response", {"source": "b"}), ("response", {"ifd": 0.5})]
+    with pytest.raises(DataError) as error:
+        select(table(*rows, ("original", {"row_id": "b"}), ("original", {"response": None})))
+    for words in ("2 of 6 versions", "('a', 'response', 'teacher') in place 3", "('a', 'original', '') in place 5"):
+        assert words in str(error.value)
+    for words in ("order of the rows", "`source`", "drop"):
+        assert words in str(error.value)
+    with pytest.raises(
+        DataError, match=r"2 of 4 versions .*\('a', 'response'\) in place 2, .* in place 3\. .*`source`"
+    ):
+        select(table(*rows).remove_columns("source"))
+    with pytest.raises(DataError, match=r"4 of 5 versions .*in place 3, …"):
+        decide(table(*[("original", {})] * 5), "original")
+
+
+def test_a_source_that_is_null_is_the_one_without_a_name():
+    dataset = table(
+        ("instruction", {"source": None, "ifd": 0.5}), ("instruction+response", {"source": "", "r_ifd": 0.1})
+    )
+    assert winners(dataset) == ["instruction+response"]
+    with pytest.raises(DataError, match="1 of 2 versions repeat"):
+        select(table(("response", {"source": ""}), ("response", {"source": None})))
+
+
+@pytest.mark.parametrize("texts", ["x", None])
+def test_versions_of_no_row_or_no_known_variant_are_refused(texts):
+    ours, theirs = ("original", {}), {"instruction": texts}
+    with pytest.raises(DataError, match="2 of 3 versions have no row_id, first that in place 1: "):
+        select(table(ours, ("response", theirs | {"row_id": None}), ("response", theirs | {"row_id": None})))
+    with pytest.raises(DataError, match="1 of 2 versions .* row 'a' with the variant None; there are original"):
+        select(table(ours, (None, theirs)))
+    with pytest.raises(DataError, match="1 of 2 versions .* row 'b' with the variant 'Response'; there are original"):
+        decide(table(ours, ("Response", theirs | {"row_id": "b"})))
+    left_out = table(ours, ("Response", theirs), (None, theirs | {"row_id": None})).select([0])
+    assert len(decide(left_out)) == 1
+
+
+def test_nan_is_null_and_infinity_is_a_number():
+    for null in (None, math.nan):
+        for number in (0.5, math.inf, -math.inf):
+            dataset = table(("original", {"ifd": null}), ("instruction", {"ifd": number}))
+            assert winners(dataset, "ifd") == winners(dataset, "paper") == ["instruction"]
+            dataset = table(("original", {"ifd": number}), ("instruction", {"ifd": null}))
+            assert winners(dataset, "ifd") == ["original"]
+    assert winners(table(("original", {"ifd": 9.0}), ("instruction", {"ifd": math.inf})), "ifd") == ["instruction"]
+    assert winners(table(("original", {"ifd": -9.0}), ("instruction", {"ifd": -math.inf})), "ifd") == ["original"]
+    for value, gate, kept in (
+        (math.inf, 1.0, False),
+        (math.inf, math.inf, False),
+        (-math.inf, 1.0, True),
+        (9.0, math.inf, True),
+        (math.nan, math.inf, False),
+    ):
+        assert decide(table(("response", {"ifd": value})), "ifd", gate, None)[0].kept == kept
+
+
+def test_a_decision_says_why():
+    def why(versions, rule="paper", **more):
+        (decision,) = decide(table(*versions), rule, **more)
+        return decision.why
+
+    versions = [
+        ("original", {"ifd": 0.5}),
+        ("instruction", {"ifd": 0.75, "r_ifd": 0.5}),
+        ("instruction+response", {"ifd": 1.5, "r_ifd": None}),
+    ]
+    story = "ifd 0.5000 → 0.7500: instruction taken; r_ifd 0.5000 → null: instruction+response not taken"
+    assert why(versions, keep=None) == story
+    assert why(versions) == f"response not reflected: instruction won; {story}"
+    assert why(versions, keep=None, r_ifd_gate=0.25) == (
+        f"r_ifd not below 0.25: instruction won with r_ifd 0.5000; {story}"
+    )
+    assert why(versions[:1], keep=None, ifd_gate=None) == (
+        "r_ifd not below 1: original won with r_ifd null; original stood alone; original stood alone"
+    )
+    assert why(versions[2:], "r_ifd", ifd_gate=None, r_ifd_gate=None) == "instruction+response stood alone"
+    assert why([("original", {"response": None})]) == "no usable version"
+    assert why(versions, "response") == "original: the first usable of response, original"
+    assert why(versions, "longest") == "original: the highest length of response"
+    assert why(versions, "fit") == "original: the lowest loss_response_given_instruction"
+    told = {decision.why for decision in decide(many(50), "random", keep=None)}
+    assert told == {
+        f"a coin {first}; a coin {second}"
+        for first, seconds in {
+            "kept original": ("kept original", "chose response"),
+            "chose instruction": ("kept instruction", "chose instruction+response"),
+        }.items()
+        for second in seconds
+    }
+
+
+COLUMN_TYPES = {
+    "row_id": [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()],
+    "variant": [pa.large_string(), pa.dictionary(pa.int8(), pa.large_string()), pa.string_view()],
+    "source": [pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+    "response": [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()],
+    "ifd": [pa.float32(), pa.float16(), pa.int64(), pa.int8(), pa.decimal128(5, 2)],
+    "r_ifd": [pa.float32(), pa.uint8()],
+    FIT: [pa.float32(), pa.int32()],
+}
+
+
+@pytest.mark.parametrize(("column", "kind"), [(name, kind) for name, kinds in COLUMN_TYPES.items() for kind in kinds])
+def test_the_type_in_which_a_column_is_stored_changes_no_choice(column, kind):
+    rng = np.random.default_rng(0)
+    rows = []
+    for row_id, variant in product("abcdefgh", VARIANTS):
+        values = {name: None if rng.random() < 0.2 else float(rng.integers(4)) for name in SCORES}
+        rows.append((variant, values | {"row_id": row_id, "response": "y" * rng.integers(5)}))
+    dataset = table(*rows)
+    stored = dataset.data.table
+    place = stored.column_names.index(column)
+    other = Dataset(stored.set_column(place, column, stored[column].cast(kind)).replace_schema_metadata(None))
+    for rule in ("paper", "random", "longest", "fit", "reflected"):
+        assert kept_positions(other, rule, 3.0, 3.0, None, 0) == kept_positions(dataset, rule, 3.0, 3.0, None, 0)
+    for by in ("ifd", "longest", FIT):
+        mine, theirs = (
+            select_top(some, count=11, by=by).select_columns(["row_id", "variant"]) for some in (dataset, other)
+        )
+        assert mine.to_list() == theirs.to_list()
+
+
+def test_columns_of_nothing_but_nulls_and_ids_that_are_numbers_are_taken_as_they_are():
+    rows = [{"row_id": n, "variant": v, "source": None, "ifd": None, "r_ifd": None} for n in (7, 3) for v in VARIANTS]
+    dataset = Dataset.from_list(rows)
+    assert [(d.row_id, d.position) for d in decide(dataset)] == [(7, 0), (3, 4)]
+    assert winners(dataset, keep=None) == ["original", "original"]
+    assert list(select_top(dataset, count=4)["row_id"]) == [3] * 4
+    unusable = Dataset.from_list([row | {"response": None} for row in rows])
+    assert [d.why for d in decide(unusable)] == ["no usable version"] * 2
+
+
+def test_a_column_that_holds_something_else_is_named_with_its_type():
+    dataset = table(("response", {}))
+    for column, values, words in (
+        ("ifd", ["high"], "'ifd' holds string, .* double"),
+        ("ifd", [[0.5]], "'ifd' holds list<.* double"),
+        ("variant", [["response"]], "'variant' holds list<.* string"),
+        ("row_id", [{"id": "a"}], "'row_id' holds struct<.* string"),
+    ):
+        other = dataset.remove_columns(column).add_column(column, values)
+        with pytest.raises(DataError, match=words):
+            select(other)
+    with pytest.raises(DataError, match="'response' holds list<"):
+        select(dataset.remove_columns("response").add_column("response", [["y"]]), "longest")
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sliced", "filtered", "joined", "on disk"])
+def test_how_rows_are_stored_and_shown_changes_no_choice(order, tmp_path):
+    places = product(range(40), enumerate(VARIANTS))
+    plain = table(*((v, {"row_id": f"row{n}", "ifd": 0.01 * n, "r_ifd": 0.1 * i}) for n, (i, v) in places))
+    plain.save_to_disk(tmp_path / "table", num_shards=3)
+    dataset = {
+        "shuffled": lambda: plain.shuffle(seed=1),
+        "sliced": lambda: plain.select(range(30, 90)),
+        "filtered": lambda: plain.filter(lambda row: row["row_id"] > "row2", load_from_cache_file=False),
+        "joined": lambda: concatenate_datasets([plain.select(range(8)), plain.shuffle(seed=2).select(range(90, 99))]),
+        "on disk": lambda: load_from_disk(str(tmp_path / "table")),
+    }[order]()
+    same = Dataset.from_list(dataset.to_list(), features=FEATURES)
+    rules = ("paper", "random", "longest")
+    expected = [select(same, rule, None, None, None).to_list() for rule in rules]
+    top = select_top(same, count=5, by="r_ifd").to_list()
+    for name, columns in ((None, None), ("arrow", None), ("numpy", ["ifd"]), ("torch", ["ifd"]), ("pandas", None)):
+        shown = dataset.with_format(name, columns=columns)
+        chosen = [select(shown, rule, None, None, None) for rule in rules]
+        assert [rows.with_format(None).to_list() for rows in chosen] == expected
+        assert all(rows.format == shown.format for rows in chosen)
+        assert select_top(shown, count=5, by="r_ifd").with_format(None).to_list() == top
+
+
+def test_gates_and_seeds_that_are_no_numbers_are_refused():
+    dataset = table(("response", {"ifd": 0.5, "r_ifd": 0.5}))
+    for name, value in product(("ifd_gate", "r_ifd_gate"), (True, "1.0", math.nan, [1.0])):
+        with pytest.raises(SettingsError, match=f"`{name}` is a number, not "):
+            select(dataset, **{name: value})
+    for seed in (None, 0.5, True, "0"):
+        with pytest.raises(SettingsError, match="`seed` is a whole number, not "):
+            select(dataset, "random", seed=seed)
+        with pytest.raises(SettingsError, match="`seed` is a whole number, not "):
+            select_top(dataset, count=1, by="random", seed=seed)
+    assert len(select(dataset, ifd_gate=1, r_ifd_gate=np.float32(0.75))) == 1
+
+
+def test_selecting_needs_no_torch():
+    code = "import hf_reflect.selection, sys; print({'torch', 'transformers', 'openai'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 def test_unknown_names_are_refused_with_those_that_are_known():
@@ -413,6 +684,31 @@ def test_select_top_takes_the_best_by_every_score(by, descending, count):
     assert chosen.features == dataset.features
 
 
+RANKED = st.lists(st.tuples(st.sampled_from("abcdeéz"), TEXTS, NUMBERS), min_size=1, max_size=15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(RANKED, st.sampled_from(["ifd", "r_ifd", "loss_response", "longest", "random"]), st.data())
+def test_select_top_takes_what_sorting_would_put_first(rows, by, data):
+    count = data.draw(st.integers(1, len(rows)))
+    column = "ifd" if by in ("longest", "random") else by
+    features = Features({"row_id": Value("string"), "response": Value("string"), column: Value("float64")})
+    dataset = Dataset.from_list([dict(zip(features, row, strict=True)) for row in rows], features=features)
+
+    def rank(place):
+        row_id, response, score = rows[place]
+        score = {"longest": None if response is None else len(response), "random": coin(0, row_id)}.get(by, score)
+        null = score is None or score != score
+        return null, 0 if null else -score if by in ("ifd", "longest") else score, row_id, place
+
+    expected = sorted(sorted(range(len(rows)), key=rank)[:count])
+    chosen = select_top(dataset.add_column("place", list(range(len(rows)))), count=count, by=by)
+    assert list(chosen["place"]) == expected
+    backwards = dataset.add_column("place", list(range(len(rows)))).select(range(len(rows) - 1, -1, -1))
+    if len({row[0] for row in rows}) == len(rows):
+        assert sorted(select_top(backwards, count=count, by=by)["place"]) == expected
+
+
 @pytest.mark.parametrize(
     ("share", "rows", "expected"), [(0.05, 6, 1), (0.3, 10, 3), (0.26, 10, 3), (0.24, 10, 2), (1.0, 7, 7), (1, 7, 7)]
 )
@@ -420,6 +716,15 @@ def test_a_share_is_rounded_and_at_least_one_row(share, rows, expected):
     dataset = Dataset.from_dict({"row_id": [str(n) for n in range(rows)], "ifd": [n / 10 for n in range(rows)]})
     chosen = select_top(dataset, share=share)
     assert list(chosen["row_id"]) == [str(n) for n in range(rows - expected, rows)]
+
+
+def test_select_top_refuses_rows_without_an_id_and_takes_the_same_at_random_in_every_release():
+    with pytest.raises(DataError, match="1 of 6 versions have no row_id, first that in place 2"):
+        select_top(Dataset.from_dict(TOP | {"row_id": ["d", "b", None, "e", "c", "f"]}), count=1)
+    chosen = select_top(Dataset.from_dict({"row_id": [f"row{n}" for n in range(20)]}), count=5, by="random")
+    assert list(chosen["row_id"]) == ["row0", "row7", "row9", "row11", "row15"]
+    assert len(select_top(Dataset.from_dict(TOP), count=np.int64(2))) == 2
+    assert len(select_top(Dataset.from_dict(TOP), share=np.float32(0.5))) == 3
 
 
 def test_select_top_by_random_depends_on_seed_and_row_id_alone():
@@ -430,20 +735,6 @@ def test_select_top_by_random_depends_on_seed_and_row_id_alone():
     assert set(select_top(dataset, share=0.25, by="random", seed=1)["row_id"]) != set(once)
     assert set(select_top(dataset, share=0.5, by="random")["row_id"]) > set(once)  # less data is part of more
     assert list(once) != [f"row{n}" for n in range(50)]
-
-
-@pytest.mark.parametrize("name", [None, "arrow", "numpy", "pandas"])
-def test_the_format_of_a_dataset_changes_no_choice(name):
-    dataset = Dataset.from_dict(TOP | {"r_ifd": TOP["ifd"], "variant": ["response"] * 6, "instruction": ["x"] * 6})
-    formatted = dataset.with_format(name)
-    for by in ("ifd", "longest", "r_ifd"):
-        assert (
-            select_top(formatted, count=5, by=by).with_format(None).to_list()
-            == select_top(dataset, count=5, by=by).to_list()
-        )
-    assert select(formatted).with_format(None).to_list() == select(dataset).to_list()
-    with pytest.raises(DataError, match="median 0.50"):
-        select(formatted, ifd_gate=-1.0)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +748,12 @@ def test_the_format_of_a_dataset_changes_no_choice(name):
         ({"count": 0}, "1 <= count <= 6"),
         ({"count": 7}, "1 <= count <= 6.*count=7"),
         ({"count": 2, "by": "beauty"}, "'beauty'.*ifd.*random"),
+        ({"share": math.nan}, "`share` is a number, not nan"),
+        ({"share": True}, "`share` is a number, not True"),
+        ({"share": "0.5"}, "`share` is a number, not '0.5'"),
+        ({"share": math.inf}, "0 < share <= 1"),
+        ({"count": True}, "`count` is a whole number, not True"),
+        ({"count": 2.0}, "`count` is a whole number, not 2.0"),
     ],
 )
 def test_select_top_refuses_arguments_that_make_no_sense(arguments, words):

@@ -1,6 +1,6 @@
 """What a Teacher reaches: throughput, replay, faults, kills, limits, budgets, edits, memory.
 
-    python tests/benchmarks/teacher.py                  # every row, some 15 minutes; writes RESULTS.md
+    python tests/benchmarks/teacher.py                  # every row, some 15 minutes; writes its part of RESULTS.md
     python tests/benchmarks/teacher.py --only replay edits
 
 The endpoint is `serve.py`, a process of its own on loopback. What is compared takes turns within one run, every other
@@ -10,13 +10,10 @@ turn in the opposite order; a ratio is the median over the turns. Imports and ea
 import argparse
 import asyncio
 import contextlib
-import datetime
-import importlib.metadata
 import itertools
 import json
 import logging
 import os
-import platform
 import random
 import resource
 import shutil
@@ -32,7 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
     os.environ.pop(name, None)
@@ -40,6 +36,7 @@ for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
 import httpx2  # noqa: E402
 import openai  # noqa: E402
 from datasets import Dataset, disable_progress_bars, load_from_disk  # noqa: E402
+from results import RESULTS, Row, report, show, write  # noqa: E402
 from serve import BETTER_ANSWER, digest, lognormal  # noqa: E402
 
 from hf_reflect import PROMPTS, ReflectionTransform, Teacher, to_pairs  # noqa: E402
@@ -49,15 +46,6 @@ HERE = Path(__file__).parent
 PACKAGES = ("hf-reflect", "openai", "httpx2", "aiohttp", "datasets", "pyarrow", "aiolimiter", "tenacity")
 NOWHERE = "http://127.0.0.1:9/v1"  # for what must be answered by the ledger alone
 LATENCY = 0.2  # seconds
-
-
-class Row(NamedTuple):
-    """One line of the table; without a mark a figure is for information."""
-
-    what: str
-    figure: str
-    mark: str = ""
-    reached: bool = True
 
 
 class Endpoint:
@@ -516,32 +504,6 @@ ROWS = {"throughput": throughput, "slow-replies": slow_replies, "replay": replay
 ROWS |= {"rate-limit": rate_limit, "budgets": budgets, "edits": edits, "memory": memory}
 
 
-def report(found: list[Row], repeats: int, seconds: float) -> str:
-    """The table in Markdown, and what it was measured on."""
-    with open("/proc/cpuinfo") as file:
-        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "?")
-    system = f"{platform.system()} {platform.release().split('-')[0]}"
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    arguments = " ".join("PATH" if "/" in word else word for word in sys.argv[1:])
-    command = f"python tests/benchmarks/teacher.py {arguments}".strip()
-    lines = [f"| {what} | {figure} | {mark} | {verdict(row)} |" for row in found for what, figure, mark, _ in [row]]
-    head = f"""# The teacher, measured
-
-By `{command}` on {datetime.date.today()}, in {seconds / 60:.0f} minutes; ratios are medians of {repeats} turns.
-Machine: {cpu}, {os.cpu_count()} cores, {ram:.0f} GiB, shared by client and server; {system}.
-Python {platform.python_version()}; {packages}.
-
-| what | figure | must reach | |
-|---|---|---|---|
-"""
-    return head + "\n".join(lines) + "\n"
-
-
-def verdict(row: Row) -> str:
-    return ("reached" if row.reached else "MISSED") if row.mark else ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], choices=ROWS, help="these rows; written where --output says")
@@ -549,15 +511,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of which the median is taken")
     parser.add_argument("--limit-requests", type=int, default=1300, help="how many against the limit of 600 a minute")
     parser.add_argument("--seed", type=int, default=0, help="of the kills' moments and the budgets' runs")
-    parser.add_argument("--output", type=Path, help="where to write; RESULTS.md beside this file, if all rows are run")
+    parser.add_argument("--output", type=Path, help="where to write; its part of RESULTS.md, if all rows are run")
     options = parser.parse_args()
     started, found = time.perf_counter(), []
     for row in itertools.chain.from_iterable(ROWS[name](options) for name in options.only or ROWS):
-        print(f"{row.what}\n    {row.figure}   {row.mark}   {verdict(row)}", flush=True)
+        show(row)
         found.append(row)
-    output = options.output or (None if options.only else HERE / "RESULTS.md")
+    output = options.output or (None if options.only else RESULTS)
     if output:
-        output.write_text(report(found, options.repeats, time.perf_counter() - started))
+        minutes = (time.perf_counter() - started) / 60
+        how = f"in {minutes:.0f} minutes; ratios are medians of {options.repeats} turns"
+        write(report("The teacher, measured", found, PACKAGES, how, ", shared by client and server"), output)
     sys.exit(not all(row.reached for row in found))
 
 
