@@ -61,6 +61,19 @@ def test_the_callbacks_lines_run_as_they_stand(candidates, tmp_path, monkeypatch
     assert len(names["trainer"].train_dataset) == len(ROWS)
 
 
+def test_the_scorers_lines_run_as_they_stand(candidates, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = byte_level_tokenizer(TEXTS)
+    tiny_llama(len(tokenizer)).save_pretrained("student")
+    tokenizer.save_pretrained("student")
+    candidates.save_to_disk("runs/mine/candidates")
+    code = next(block for block in PYTHON if "checkpoint_dir" in block)
+    code = code.replace("Qwen/Qwen3-0.6B-Base", str(tmp_path / "student"))
+    exec(code.replace('rule="paper"', 'rule="paper", ifd_gate=None, r_ifd_gate=None, keep=None'), {})
+    assert len(datasets.load_from_disk("chosen")) == len(ROWS)
+    assert (tmp_path / "scores" / "scoring.json").exists()
+
+
 def test_the_configuration_in_the_readme_fits_the_recipe(tmp_path, monkeypatch):
     import sys
 

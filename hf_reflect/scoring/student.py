@@ -20,7 +20,7 @@ _LOGITS = {"cpu": 2**25}
 _LOGITS_ELSEWHERE = 2**27
 _PADDED_LOGITS = 2**28  # of a batch without packing; a single long passage may exceed it
 # "auto": larger packs are slower on a CPU, whose caches they outgrow; CUDA is measured, between these
-_AUTO_TOKENS = {"cpu": 4096}
+_AUTO_TOKENS = {"cpu": 2048}
 _AUTO_TOKENS_ELSEWHERE = 8192
 _PROBE_TOKENS, _MOST_TOKENS = 2048, 32_768
 # How far two losses may lie apart by rounding alone: so much of the loss, and more where few tokens are averaged.

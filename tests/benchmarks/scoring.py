@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -78,16 +79,19 @@ def build(shape: str, dtype: torch.dtype, device: str, vocabulary: int | None = 
     return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w1", eos_token="w2", unk_token="w0")
 
 
-def rows_of(count: int, words: int, longer: float = 1.0) -> list[dict[str, Any]]:
-    """Four versions of each of `count` rows: two instructions, each with two responses."""
-    draw = random.Random(0)
-
-    def text(mean: float, spread: float, least: int) -> str:
-        length = draw.lognormvariate(0.0, spread) / 2.718281828 ** (spread**2 / 2) * mean
-        return " ".join(f"w{draw.randrange(3, words)}" for _ in range(int(longer * max(least, min(length, 900)))))
-
+def rows_of(count: int, words: int, longer: float = 1.0, lengths: int | None = None) -> list[dict[str, Any]]:
+    """Four versions of each row: two instructions, each with two responses; `lengths` rows differ in length."""
+    chosen = random.Random(0)
     rows = []
-    for _ in range(count):
+    for number in range(count):
+        draw = random.Random(number % (lengths or count))
+
+        def text(mean: float, spread: float, least: int) -> str:
+            length = draw.lognormvariate(math.log(mean) - spread**2 / 2, spread)  # noqa: B023
+            return " ".join(
+                f"w{chosen.randrange(3, words)}" for _ in range(int(longer * max(least, min(length, 900))))
+            )
+
         for instruction in (text(20.7, 0.5, 4), text(20.7, 0.5, 4)):
             rows += [{"instruction": instruction, "input": "", "response": text(65.5, 0.8, 2)} for _ in range(2)]
     return rows
@@ -166,7 +170,7 @@ def cost(options: argparse.Namespace) -> Iterator[Row]:
     model, tokenizer = build("15M", torch.float32, "cpu")
     few = rows_of(15, len(tokenizer))
     for what, more, mark in (
-        ("twice the rows", rows_of(30, len(tokenizer)), 2.05),
+        ("twice the rows", rows_of(30, len(tokenizer), lengths=15), 2.05),
         ("twice the length", rows_of(15, len(tokenizer), longer=2.0), 2.3),
     ):
         scorer = StudentScorer(model, tokenizer, "vicuna")
