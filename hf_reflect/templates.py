@@ -95,6 +95,11 @@ class StudentTemplate:
         bos = tokenizer.bos_token_id
         self.alone: list[int] = [self.eos if bos is None else bos]
 
+    @property
+    def texts(self) -> list[str]:
+        """What stands around a pair's texts, a tokenizer's chat template excepted."""
+        return [REVERSE_QUESTION, str(TEMPLATES.get(self.name, ""))]
+
     def forward(self, row: dict[str, Any]) -> Encoded:
         """The response y after its instruction x (and the turns before)."""
         prompt, target = _forward(row)

@@ -126,16 +126,9 @@ def tiny_llama(vocabulary, seed=0, **settings):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        **settings,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 2048}
+    config = LlamaConfig(vocab_size=vocabulary, **{**sizes, **settings})
     config.initializer_range = 0.2  # so that losses of an untrained model differ
     return LlamaForCausalLM(config).eval()
 

@@ -39,6 +39,10 @@ model.register_forward_pre_hook(forward, with_kwargs=True)
 scorer = StudentScorer(model, tokenizer, "vicuna", max_length=512, tokens_per_batch=options.get("tokens", 2048))
 Path(options["output"] + f".started.{accelerator.process_index}").touch()
 with ready:
+    if accelerator.is_main_process and not zero3:  # as after a `map` on one process
+        scorer.score_rows([{"instruction": "Why?", "input": "", "response": "So."}])
+        tokens.clear()
+        scorer.rows_cut = 0
     scored = scorer.score(load_from_disk(options["table"]), checkpoint_dir=options.get("checkpoint_dir"))
     partitioned = all(hasattr(parameter, "ds_id") for parameter in model.parameters())
 result = {

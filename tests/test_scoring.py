@@ -136,13 +136,14 @@ def test_a_pack_holds_no_more_tokens_than_it_may_and_repeats_none(student, pairs
         StudentScorer(model, tokenizer, tokens_per_batch=500).score(rows)
     finally:
         hook.remove()
-    packs = [length for rows, length in lengths if "position_ids"]
+    packs = [length for _, length in lengths]
     assert all(rows == 1 and length <= 500 for rows, length in lengths)
     assert max(packs) > 300
     template = StudentScorer(model, tokenizer).template
     encoded = [way(row) for row in pairs for way in (template.forward, template.reverse)]
     separate = sum(len(one.context) + 2 * len(one.target) + 1 for one in encoded)
-    assert sum(packs) < 0.8 * separate + 8 * 300  # the first pack is compared with at most eight of its passages
+    compared = 500 + 8 * 300  # the first pack is scored in other company, and eight of its passages alone
+    assert sum(packs) < 0.8 * separate + compared
 
 
 @pytest.mark.parametrize("max_length", [2048, 280])
@@ -316,6 +317,29 @@ def test_the_hash_changes_with_the_weights(student, change):
 @pytest.mark.parametrize("settings", [{"template": "plain"}, {"max_length": 100}, {"adapter": "base"}])
 def test_the_hash_changes_with_what_scores_depend_on(student, settings):
     assert Hasher.hash(StudentScorer(*student, **settings)) != Hasher.hash(StudentScorer(*student))
+
+
+def test_the_hash_does_not_change_with_what_changes_no_score(student):
+    model, tokenizer = tiny_llama(len(student[1])), byte_level_tokenizer(TEXTS)
+    before = Hasher.hash(StudentScorer(model, tokenizer))
+    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=5)
+    model.config.use_cache = False
+    assert Hasher.hash(StudentScorer(model, tokenizer)) == before
+
+
+def test_the_hash_changes_with_the_strength_of_an_adapter(student):
+    from peft import LoraConfig, get_peft_model
+
+    hashes = set()
+    for alpha in (8, 64):
+        lora = LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(tiny_llama(len(student[1])), lora)
+        for _, weights in model.named_parameters():
+            torch.nn.init.ones_(weights)
+        hashes.add(Hasher.hash(StudentScorer(model, student[1])))
+        model.base_model.disable_adapter_layers()
+        hashes.add(Hasher.hash(StudentScorer(model, student[1])))
+    assert len(hashes) == 4
 
 
 def test_the_hash_changes_with_the_tokenizer(student):

@@ -186,3 +186,30 @@ def test_another_batch_size_goes_on_with_the_packs_that_were_planned(student, pa
     files[0].unlink()
     again = StudentScorer(*student, tokens_per_batch=3000).score(pairs, checkpoint_dir=tmp_path)
     assert again["ifd"][:] == pytest.approx(scored["ifd"][:], rel=1e-6)
+
+
+def test_losses_without_a_description_are_not_taken_for_ones_own(student, pairs, tmp_path):
+    StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
+    (tmp_path / "scoring.json").unlink()
+    with pytest.raises(SettingsError, match="holds losses, but no scoring.json that says whose"):
+        StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_damaged_description_is_refused_with_what_to_do(student, pairs, tmp_path, content):
+    (tmp_path / "scoring.json").write_text(content)
+    with pytest.raises(SettingsError, match="scoring.json cannot be read .* Name another `checkpoint_dir`"):
+        StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_damaged_file_of_losses_is_scored_anew(student, pairs, tmp_path, share, caplog):
+    scored = StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
+    (path,) = tmp_path.glob("losses-*.npz")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    again = StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
+    assert again["ifd"][:] == scored["ifd"][:]
+    assert "is damaged" in caplog.text
+    caplog.clear()
+    StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
+    assert "is damaged" not in caplog.text

@@ -34,8 +34,26 @@ PACKED = {
     "cohere": (hf.CohereForCausalLM, hf.CohereConfig, SIZES | {"logit_scale": 0.25}),
     "granite": (hf.GraniteForCausalLM, hf.GraniteConfig, SIZES | {"logits_scaling": 4.0}),
 }
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+PACKED["phi3, longrope from 100"] = (
+    hf.Phi3ForCausalLM,
+    hf.Phi3Config,
+    SIZES
+    | {"max_position_embeddings": 1000, "original_max_position_embeddings": 100}
+    | {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 100}},
+)
 UNPACKED = {
     "bloom": (hf.BloomForCausalLM, hf.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
+    "xglm": (
+        hf.XGLMForCausalLM,
+        hf.XGLMConfig,
+        {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 64, "max_position_embeddings": 700},
+    ),
+    "lfm2": (
+        hf.Lfm2ForCausalLM,
+        hf.Lfm2Config,
+        GROUPED | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
     "mamba": (hf.MambaForCausalLM, hf.MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
     "codegen": (hf.CodeGenForCausalLM, hf.CodeGenConfig, GPT2 | {"n_head": 4, "rotary_dim": 8}),
 }
@@ -61,16 +79,45 @@ def test_every_architecture_scores_by_the_plain_definition_in_packs_of_any_size(
     assert not [record for record in caplog.records if record.name.startswith("hf_reflect")]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", UNPACKED)
-def test_an_architecture_that_cannot_be_packed_is_noticed_and_scored_without(kind, caplog):
+def test_an_architecture_that_cannot_be_packed_is_noticed_and_scored_without(kind, dtype, caplog):
     tokenizer = tokenizer_of("byte-level")
-    model = build(kind, len(tokenizer))
+    model = build(kind, len(tokenizer)).to(dtype)
     expected = [naive_scores(model, tokenizer, "vicuna", row, 600) for row in VARIED]
     scorer = StudentScorer(model, tokenizer, "vicuna", max_length=600)
     for _ in range(2):
         assert_close(scores_of(scorer.score(table_of(*VARIED))), expected)
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("hf_reflect")]
     assert warning.startswith(f"{type(model).__name__} cannot be scored in packs (")
+
+
+def test_a_leak_is_noticed_in_any_company_and_precision_whatever_the_architecture_is_called():
+    """A convolution over the pack, as recurrent layers have it, hidden in an innocent model."""
+    from hf_reflect.scoring.packing import Passage
+
+    for dtype, share in ((torch.float32, 0.01), (torch.bfloat16, 0.3)):
+        model = tiny_llama(300).to(dtype)
+        scorer = StudentScorer(model, tokenizer_of("byte-level"))
+        passages = [Passage.of([1, n], [*range(n, n + 30)]) for n in range(5, 100, 5)]
+        with scorer._student.ready():
+            assert scorer._student.check(passages)[1] is None
+            hook = model.model.layers[0].register_forward_hook(
+                lambda _, args, out, share=share: out + share * out.roll(1, dims=1)
+            )
+            assert "in other company" in scorer._student.check(passages)[1]
+            hook.remove()
+
+
+def test_students_with_dynamic_positions_score_each_sequence_by_itself():
+    tokenizer = tokenizer_of("byte-level")
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    found = []
+    for rows in (VARIED, VARIED[::-1]):
+        model = tiny_llama(len(tokenizer), max_position_embeddings=100, rope_parameters=rope)
+        scores = StudentScorer(model, tokenizer, max_length=600).score(table_of(*rows))
+        found.append(scores_of(scores))
+    assert_close(found[0], found[1][::-1])
 
 
 def test_unpacked_batches_give_the_same_losses_on_an_accelerator():

@@ -9,6 +9,7 @@ coherence.py    the cosine of a sentence embedding, on request
 """
 
 import itertools
+import json
 import logging
 import math
 import os
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TEXTS = ("instruction", "input", "response", "history")
+# settings of a model that change no loss
+_NO_MATTER = ("architectures", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version", "use_cache")
+_KEPT_TOKENS = 2**26  # ids that stay in memory between measuring and scoring, 4 bytes each; the rest is read again
 Reader = Callable[[Sequence[int]], list[dict[str, Any]]]  # numbers of rows → their texts
 
 
@@ -47,9 +51,10 @@ class StudentScorer:
     `dataset.map(scorer, batched=True)` on one process; `scorer.score(dataset)` on any number. The model is scored as
     it is, in eval mode, without gradients, on the device where it lies.
 
-    Sequences are packed into forward passes without padding, and beginnings that they share are computed once. The
-    first pack is compared with its sequences one at a time; an architecture that cannot be packed (recurrent layers,
-    ALiBi) is scored unpacked, with a warning.
+    Sequences are packed into forward passes without padding, and beginnings that they share are computed once. Whether
+    the architecture takes that is seen with the first pack: its losses must not change with other neighbours, and some
+    of its sequences are scored one at a time too. Where it does not (recurrent layers, ALiBi) a warning says so, and
+    sequences are scored without packs.
 
     Args:
         model: a causal language model.
@@ -172,16 +177,28 @@ class StudentScorer:
         from .checkpoint import digest_of_weights
 
         student, tokenizer = self._here(), self.tokenizer
-        words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+        if tokenizer.is_fast:  # how a call before padded or cut is kept there, and not what was learned
+            words = {**json.loads(tokenizer.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+        else:
+            words = tokenizer.get_vocab()
         told = (words, str(tokenizer.special_tokens_map), getattr(tokenizer, "chat_template", None))
-        config = {k: v for k, v in student.model.config.to_dict().items() if not k.startswith("_")}
+        config = {k: v for k, v in student.model.config.to_dict().items() if k not in _NO_MATTER and k[0] != "_"}
+        adapters = [
+            (module.scaling, module.disable_adapters, module.merged_adapters, module.active_adapters)
+            for module in student.model.modules()
+            if hasattr(module, "scaling") and hasattr(module, "merged_adapters")
+        ]
+
+        def digest(value: Any) -> str:
+            return xxhash.xxh3_64_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
+
         return {
-            "model": f"{type(student.model).__name__} {xxhash.xxh3_64_hexdigest(repr(config).encode())}",
+            "model": f"{type(student.model).__name__} {digest(config)}",
             "dtype": str(student.dtype).removeprefix("torch."),
-            "adapter": student.adapter or "as loaded",
+            "adapter": f"{student.adapter or 'as loaded'} {digest(adapters)}",
             "weights": digest_of_weights(student.model),
-            "tokenizer": f"{type(tokenizer).__name__} {xxhash.xxh3_64_hexdigest(repr(told).encode())}",
-            "template": self.template.name,
+            "tokenizer": f"{type(tokenizer).__name__} {digest(told)}",
+            "template": f"{self.template.name} {digest(self.template.texts)}",
             "max_length": self.template.max_length,
         }
 
@@ -196,11 +213,14 @@ class StudentScorer:
     ) -> dict[str, list[float | None]]:
         """The score columns of a table of `count` rows, on every process."""
         values = np.full((count, len(LOSS_COLUMNS)), np.nan)
-        student = self._here()
+        student, groups = self._here(), groups_of(rows())
         with student.ready():
-            mine = self._losses(values, groups_of(rows()), read, processes, checkpoint, told)
-        for numbers, some in processes.gather(mine):
+            planned, *mine = self._losses(values, groups, read, processes, checkpoint, told)
+        parts = processes.gather(mine)
+        for numbers, some in parts:
             values[numbers] = some
+        if planned != (scored := sum(len(numbers) for numbers, _ in parts)):
+            raise RuntimeError(f"{scored} of {planned} versions were scored: please report this.")
         columns = dict(zip(LOSS_COLUMNS, values.T, strict=True))
         for name, given, alone in (
             ("ifd", "loss_response_given_instruction", "loss_response"),
@@ -223,10 +243,14 @@ class StudentScorer:
         processes: Processes,
         checkpoint: "Checkpoint | None",
         told: bool,
-    ) -> tuple[list[int], np.ndarray]:
-        """The rows that this process scored, and their losses."""
+    ) -> tuple[int, list[int], np.ndarray]:
+        """How many rows there are to score, those that this process scored, and their losses."""
         student = self._here()
-        tokens, longest = self._measured(groups, read, processes)
+        # what this process learned by itself, in a `map` say, must not make it take another path than the others
+        limits, packs = zip(*processes.gather((student.limit, student.packs)), strict=True)
+        student.limit = None if None in limits else min(limits)
+        student.packs = packs[0] if len(set(packs)) == 1 else None
+        tokens, longest, kept = self._measured(groups, read, processes)
         if student.positions is not None and longest.max(initial=0) > student.positions:
             raise SettingsError(
                 f"The student has positions for {student.positions} tokens, and a sequence has {longest.max()}: lower "
@@ -240,6 +264,7 @@ class StudentScorer:
             limit, shares = checkpoint.settled(limit, shares)
         plan = bins_of(groups, tokens, longest, limit, shares)
         done = set() if checkpoint is None else checkpoint.load(values)
+        loaded = [row for bins in plan for each in bins if (each.share, each.number) in done for row in each.rows]
         left = [[each for each in bins if (each.share, each.number) not in done] for bins in plan]
         if shares == processes.count:
             mine = left[processes.rank]
@@ -250,7 +275,7 @@ class StudentScorer:
 
         scored: list[tuple[Bin, np.ndarray]] = []
         queue = iter(mine)
-        versions = self._versions(next(queue, None), read)
+        versions = self._versions(next(queue, None), read, kept)
         passages = passages_of(versions)
         found: dict[Passage, float] = {}
         if student.packs is None and any(processes.gather(bool(passages))):
@@ -264,7 +289,7 @@ class StudentScorer:
                 running = [losses for batch in batches for losses in student.run(batch)]
                 for _ in range(max(number for number, _, _ in steps) - len(batches)):
                     student.idle()
-                following = self._versions(next(queue, None), read)  # tokenized while the device computes
+                following = self._versions(next(queue, None), read, kept)  # tokenized while the device computes
                 if each is not None:
                     some = _collected(versions, running, found)
                     scored.append((each, some))
@@ -275,29 +300,47 @@ class StudentScorer:
         if checkpoint is not None:
             checkpoint.flush()
         numbers = [row for each, _ in scored for row in each.rows]
-        return numbers, np.concatenate([np.empty((0, len(LOSS_COLUMNS))), *(some for _, some in scored)])
+        own = np.concatenate([np.empty((0, len(LOSS_COLUMNS))), *(some for _, some in scored)])
+        if processes.rank == 0:
+            numbers, own = [*loaded, *numbers], np.concatenate([values[loaded], own])
+        return sum(len(each.rows) for bins in plan for each in bins), numbers, own
 
-    def _versions(self, wanted: Bin | None, read: Reader) -> list[Version]:
-        return [] if wanted is None else versions_of(self.template, wanted.rows, read(wanted.rows))
+    def _versions(self, wanted: Bin | None, read: Reader, kept: dict[int, Version]) -> list[Version]:
+        rows = () if wanted is None else wanted.rows
+        missing = [row for row in rows if row not in kept]
+        found = (
+            {version.row: version for version in versions_of(self.template, missing, read(missing))} if missing else {}
+        )
+        return [found[row] if row in found else kept.pop(row) for row in rows]
 
-    def _measured(self, groups: list[list[int]], read: Reader, processes: Processes) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and longest sequence of each group, each process measuring its part; counts what was cut."""
-        measured = np.zeros((len(groups), 2), dtype=np.int64)
-        cut = 0
+    def _measured(
+        self, groups: list[list[int]], read: Reader, processes: Processes
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, Version]]:
+        """Tokens and longest sequence of each group, each process measuring its part; and the first versions it read.
+
+        Counts what was cut.
+        """
         own = range(processes.rank, len(groups), processes.count)
+        part = np.zeros((len(own), 2), dtype=np.int64)
+        kept: dict[int, Version] = {}
+        room, cut = _KEPT_TOKENS, 0
         for start in range(0, len(own), 64):
             some = own[start : start + 64]
             numbers = [row for group in some for row in groups[group]]
             versions = iter(versions_of(self.template, numbers, read(numbers)))
-            for group in some:
+            for place, group in enumerate(some, start):
                 together = list(itertools.islice(versions, len(groups[group])))
                 passages = passages_of(together)
-                measured[group] = size(passages), max(map(len, passages), default=0)
+                part[place] = size(passages), max(map(len, passages), default=0)
                 cut += sum(version.cut for version in together)
-        for part, number in processes.gather((measured, cut)):
-            measured = np.maximum(measured, part)
+                room -= sum(map(len, passages))
+                if room > 0:
+                    kept |= {version.row: version for version in together}
+        measured = np.zeros((len(groups), 2), dtype=np.int64)
+        for rank, (some, number) in enumerate(processes.gather((part, cut))):
+            measured[rank :: processes.count] = some
             self.rows_cut += number
-        return measured[:, 0], measured[:, 1]
+        return measured[:, 0], measured[:, 1], kept
 
     def _fitting(self, groups: list[list[int]], longest: np.ndarray, read: Reader, processes: Processes) -> int:
         """What "auto" is here: measured with the longest group, by all processes alike."""
@@ -310,8 +353,8 @@ class StudentScorer:
         student = self._here()
         student.packs = True
         first = max(student.batches(passages), key=len, default=[])
-        if len(first) < 2:  # which proves nothing
-            first = sorted(passages, key=len)[:2]
+        if len(first) < 2:  # which proves nothing: the student checks a pack of its own
+            first = []
         found, reason = student.check(first)
         reasons = [reason for reason in processes.gather(reason) if reason is not None]
         student.packs = not reasons
@@ -330,13 +373,11 @@ class StudentScorer:
 
         encoder = load_encoder(self.coherence, str(self._here().device))
         own = range(processes.rank, count, processes.count)
-        found: list[float | None] = [None] * count
+        found: list[float | None] = []
         for start in range(0, len(own), 1000):
-            numbers = own[start : start + 1000]
-            for number, value in zip(numbers, coherence_of(encoder, read(numbers)), strict=True):
-                found[number] = value
+            found += coherence_of(encoder, read(own[start : start + 1000]))
         parts = processes.gather(found)
-        return [parts[number % processes.count][number] for number in range(count)]
+        return [parts[number % processes.count][number // processes.count] for number in range(count)]
 
 
 def _collected(versions: list[Version], running: list[Losses], found: dict[Passage, float]) -> np.ndarray:

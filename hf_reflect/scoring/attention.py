@@ -85,7 +85,7 @@ class _Layout:
         from torch.nn.attention.flex_attention import create_block_mask
 
         until = torch.from_numpy(self.pack.visible_to).to(device)
-        place = torch.from_numpy(self.pack.positions).to(device)
+        place = torch.from_numpy(self.pack.positions.astype(np.int32)).to(device)
 
         def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
             seen = (key <= query) & (query < until[key])
@@ -105,6 +105,9 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """The attention function of transformers, for the pack that runs."""
     layout = _current.get()
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     window = kwargs.get("sliding_window")
     if window is not None and window >= layout.longest:
         window = None
@@ -162,9 +165,11 @@ def _by_segment(
 
 def _has_kernel(query: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether torch's own variable-length kernel computes this attention."""
+    if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return False
     half = query.dtype in (torch.float16, torch.bfloat16)
     plain = all(kwargs.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
-    return query.is_cuda and half and plain and query.shape[-1] == value.shape[-1] <= 256
+    return half and plain and query.shape[-1] == value.shape[-1] <= 256 and query.shape[-1] % 8 == 0
 
 
 def _variable_length(
@@ -178,9 +183,11 @@ def _variable_length(
     from torch.nn.attention.varlen import varlen_attn
 
     keys, q_ends, k_ends, q_longest, k_longest = layout.once(layout.gathered, query.device)
-    groups = query.shape[1] // key.shape[1]
-    # (tokens, heads, size of a head)
-    k, v = (whole[0].transpose(0, 1).index_select(0, keys).repeat_interleave(groups, dim=1) for whole in (key, value))
+    k, v = (
+        whole[0].transpose(0, 1).index_select(0, keys) for whole in (key, value)
+    )  # (tokens, heads, size of a head)
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        k, v = (whole.repeat_interleave(groups, dim=1) for whole in (k, v))
     left = -1 if window is None else window - 1
     q = query[0].transpose(0, 1).contiguous()
     return varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest, scale=scaling, window_size=(left, 0))[None]

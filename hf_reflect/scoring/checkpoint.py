@@ -1,8 +1,11 @@
 """Finished packs on disk, so that a killed run goes on where it was; and digests that tell students apart."""
 
+import hashlib
 import json
+import logging
 import os
 import time
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import numpy as np
 from ..errors import SettingsError
 from .plan import Bin
 from .processes import Processes
+
+logger = logging.getLogger(__name__)
 
 _MANIFEST = "scoring.json"
 
@@ -36,11 +41,31 @@ class Checkpoint:
         self.description = json.loads(json.dumps(description))
         self._waiting: list[tuple[Bin, np.ndarray]] = []
         self._started = self._written = time.monotonic()
-        manifest = self.folder / _MANIFEST
-        self.before = json.loads(manifest.read_text()) if manifest.exists() else None
-        processes.gather(None)  # all have seen the same, before anyone writes
+        found = processes.gather(self._read())  # all have looked before anyone writes
+        self.before: dict[str, Any] | None = found[0]
+        if any(one != self.before for one in found):
+            raise SettingsError(f"Not all processes see the same folder {self.folder}: name one on a shared disk.")
         if self.before is not None:
             self._compare(self.before["student"])
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the run that began here wrote about itself."""
+        manifest = self.folder / _MANIFEST
+        if not manifest.exists():
+            if any(self.folder.glob("losses-*.npz")):
+                raise SettingsError(
+                    f"{self.folder} holds losses, but no {_MANIFEST} that says whose they are. Name another "
+                    "`checkpoint_dir`, or delete this one to score anew."
+                )
+            return None
+        try:
+            before = json.loads(manifest.read_text())
+            return {name: before[name] for name in ("student", "tokens_per_batch", "shares")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{manifest} cannot be read ({error!r}). Name another `checkpoint_dir`, or delete this one to score "
+                "anew."
+            ) from error
 
     def _compare(self, before: dict[str, Any]) -> None:
         for name, now in self.description.items():
@@ -66,14 +91,25 @@ class Checkpoint:
         return self.before["tokens_per_batch"], self.before["shares"]
 
     def load(self, values: np.ndarray) -> set[tuple[int, int]]:
-        """Put what is there into `values` (rows, 4); the packs that it came from."""
+        """Rank 0 puts what is there into `values` (rows, 4); all learn which packs that is. Damaged files are left."""
         done = set()
-        for path in sorted(self.folder.glob("losses-*.npz")):
-            with np.load(path) as shard:
-                values[shard["rows"]] = shard["values"]
-                done |= {(int(share), int(number)) for share, number in shard["packs"]}
-        self.processes.gather(None)  # nobody writes before all have looked, or they would deal out different rests
-        return done
+        if self.processes.rank == 0:
+            for path in sorted(self.folder.glob("losses-*.npz")):
+                try:
+                    with np.load(path) as shard:
+                        rows, some, packs, of = (shard[name] for name in ("rows", "values", "packs", "of"))
+                except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                    logger.warning("%s is damaged (%s): its rows are scored anew.", path, error)
+                    continue
+                if str(of) == self._of:
+                    values[rows] = some
+                    done |= {(int(share), int(number)) for share, number in packs}
+        return self.processes.gather(done)[0]  # nobody writes before rank 0 has looked
+
+    @property
+    def _of(self) -> str:
+        """A digest of what the losses in a file depend on."""
+        return hashlib.sha256(json.dumps(self.before, sort_keys=True).encode()).hexdigest()
 
     def add(self, done: Bin, values: np.ndarray) -> None:
         """A pack is finished. Files come each second, later each hundredth of the time so far."""
@@ -93,7 +129,7 @@ class Checkpoint:
         path = self.folder / f"losses-{share:04d}-{number:07d}.npz"
         part = path.with_name(f".{path.name}.part")
         with part.open("wb") as file:
-            np.savez(file, packs=packs, rows=rows, values=values)
+            np.savez(file, packs=packs, rows=rows, values=values, of=np.array(self._of))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -102,7 +138,10 @@ class Checkpoint:
 
 def _write(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

@@ -23,11 +23,15 @@ _PADDED_LOGITS = 2**28  # of a batch without packing; a single long passage may 
 _AUTO_TOKENS = {"cpu": 2048}
 _AUTO_TOKENS_ELSEWHERE = 8192
 _PROBE_TOKENS, _MOST_TOKENS = 2048, 32_768
-# How far two losses may lie apart by rounding alone: so much of the loss, and more where few tokens are averaged.
-_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
-_TOLERANCE_ELSE = 2e-5
+# How far two losses may lie apart by rounding alone, as a share; wider where few tokens are averaged. Passes of one
+# shape round alike, unless tokens share an expert or a scale with their neighbours.
+_ROUNDING = {"float32": 2e-5, "halves": 4e-3}
+_SAME_SHAPE, _SAME_SHAPE_BUT_MIXED = 1e-6, 1e-3
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _COMPARED = 8  # passages of the first pack that are scored one at a time as well
 _IDLE = Passage.of([0], [0])
+# checked by a process that has nothing to score: a beginning that is shared, and a passage beside it
+_IDLE_PACK = [Passage.of([1, 2, 3, 4, 5], some) for some in ([6, 7], [8, 9, 10])] + [Passage.of([11], [12, 13])]
 
 
 class Student:
@@ -43,13 +47,14 @@ class Student:
     """
 
     def __init__(self, model: Any, adapter: str | None = None, tokens: int | str = "auto"):
-        config = getattr(model, "config", None)
-        generates = getattr(model, "can_generate", None)
+        inner = getattr(model, "module", model)  # of DDP or DeepSpeed
+        config = getattr(inner, "config", None)
+        generates = getattr(inner, "can_generate", None)
         if getattr(config, "is_encoder_decoder", False) or generates is None or not generates():
             raise SettingsError(f"The student must be a causal language model; {type(model).__name__} is none.")
         if adapter not in (None, "base"):
             raise SettingsError(f'`adapter` is None (the model as it is) or "base", not {adapter!r}.')
-        self.model, self.adapter = model, adapter
+        self.model, self.adapter = inner, adapter
         self.limit = None if isinstance(tokens, str) else tokens  # None: to be measured
         self.packs: bool | None = None  # None: to be seen with the first pack
 
@@ -65,12 +70,6 @@ class Student:
         if torch.is_autocast_enabled(kind):
             return torch.get_autocast_dtype(kind)
         return next((p.dtype for p in self.model.parameters() if p.dtype.is_floating_point), torch.float32)
-
-    @property
-    def _tolerance(self) -> float:
-        if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-            return _TOLERANCE.get(self.dtype, _TOLERANCE[torch.float16])  # TF32 rounds as float16 does
-        return _TOLERANCE.get(self.dtype, _TOLERANCE_ELSE)
 
     @property
     def positions(self) -> int | None:
@@ -92,7 +91,8 @@ class Student:
     @property
     def is_sharded(self) -> bool:
         """Whether its weights lie in parts on several processes (ZeRO-3, FSDP), which must run in step."""
-        return any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in self.model.parameters())
+        parts = any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in self.model.parameters())
+        return parts or any(type(m).__name__ == "FullyShardedDataParallel" for m in self.model.modules())
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -100,7 +100,7 @@ class Student:
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            with torch.inference_mode(), self._adapted():
+            with torch.no_grad(), self._adapted():  # inference tensors could not be trained on
                 yield
         finally:
             for module, training in modes.items():
@@ -112,45 +112,71 @@ class Student:
             with self.model.disable_adapter():
                 yield
         elif self.adapter == "base" and getattr(self.model, "_hf_peft_config_loaded", False):
-            self.model.disable_adapters()
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+            for layer in layers:
+                layer.enable_adapters(False)
             try:
                 yield
             finally:
-                self.model.enable_adapters()
+                for layer in layers:
+                    layer.enable_adapters(True)
         else:
             yield
 
     def fit(self, worst: Iterable[Passage]) -> int:
         """Tokens of one forward pass that the device's memory holds, measured with the worst passages there are."""
-        device = self.device
-        if device.type != "cuda":
-            return _AUTO_TOKENS.get(device.type, _AUTO_TOKENS_ELSEWHERE)
+        if self.device.type != "cuda":
+            return _AUTO_TOKENS.get(self.device.type, _AUTO_TOKENS_ELSEWHERE)
         probe = next(packs_within(worst, _PROBE_TOKENS), [_IDLE])
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        fitting = _MOST_TOKENS
+        if self.config._attn_implementation == "flex_attention":
+            fitting = _AUTO_TOKENS_ELSEWHERE  # while its mask is made all pairs of tokens exist
         try:
-            self._packed(pack(probe)).means()
+            self._packed(pack(probe)).means()  # what is needed once is allocated now
+            for device in {p.device for p in self.model.parameters() if p.device.type == "cuda"}:
+                torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
+                self._packed(pack(probe)).means()
+                each = max(torch.cuda.max_memory_allocated(device) - before, 1) / size(probe)
+                free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
+                fitting = min(fitting, int(0.8 * free / each))
         except Exception:  # no memory, or an architecture that takes no packs: `check` will tell
             return _PROBE_TOKENS
-        each = (torch.cuda.max_memory_allocated(device) - before) / size(probe)
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
-        return int(min(max(0.8 * free / each, _PROBE_TOKENS), _MOST_TOKENS))
+        return max(fitting, _PROBE_TOKENS)
 
     def batches(self, passages: Iterable[Passage]) -> list[list[Passage]]:
         """What goes into one forward pass each: packs within the limit, or batches of like lengths."""
         assert self.limit is not None
+        stretched = self._stretches_from
+        apart = [[passage] for passage in passages if len(passage) > stretched]
+        together = [passage for passage in passages if len(passage) <= stretched]
         if self.packs:
-            return list(packs_within(passages, self.limit))
+            return [*apart, *packs_within(together, self.limit)]
         if self.device.type == "cpu":
-            return [[passage] for passage in passages]  # padding costs more than it brings
+            return [*apart, *([passage] for passage in together)]  # padding costs more than it brings
         limit = min(self.limit, _PADDED_LOGITS // self.config.vocab_size)
         some: list[list[Passage]] = []
-        for passage in sorted(passages, key=len, reverse=True):
+        for passage in sorted(together, key=len, reverse=True):
             if some and len(some[-1][0]) * (len(some[-1]) + 1) <= limit:
                 some[-1].append(passage)
             else:
                 some.append([passage])
-        return some
+        return [*apart, *some]
+
+    @property
+    def _stretches_from(self) -> float:
+        """The length past which a sequence changes the rotary positions of all that share its forward pass."""
+        ropes = getattr(self.config, "rope_parameters", None) or {}
+        lengths = [
+            rope.get("original_max_position_embeddings")
+            or getattr(self.config, "original_max_position_embeddings", None)
+            or self.config.max_position_embeddings
+            for rope in (ropes, *ropes.values())
+            if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope")
+        ]
+        return min(lengths, default=math.inf)
 
     def run(self, passages: list[Passage]) -> list["Losses"]:
         """One forward pass, or as many as memory asks for; `ready` must hold.
@@ -158,6 +184,10 @@ class Student:
         Raises:
             SettingsError: not even one passage fits, or other processes wait for this pass (ZeRO-3, FSDP).
         """
+        if self._stretches_from < math.inf:
+            for module in self.model.modules():  # what it has seen before must not stretch this pass
+                if hasattr(module, "max_seq_len_cached"):
+                    module.max_seq_len_cached = 0
         try:
             return [self._packed(pack(passages)) if self.packs else self._padded(passages)]
         except (RuntimeError, MemoryError) as error:
@@ -185,37 +215,63 @@ class Student:
     def check(self, passages: list[Passage]) -> tuple[dict[Passage, float], str | None]:
         """A pack's losses, and why packs of this model cannot be trusted, if so.
 
-        Some of the passages, from the shortest to the longest, are scored one at a time too. Always the same number of
-        forward passes.
+        The architecture must be known to look at nothing but positions and attention; the losses of a passage must not
+        change with its neighbours; and some passages, from the shortest to the longest, must score as they do one at
+        a time. The same number of forward passes whatever the passages, unless memory runs out.
         """
+        passages = passages or _IDLE_PACK
         together: dict[Passage, float] = {}
-        reason = None
-        try:
+        disturbed: dict[Passage, float] = {}
+        reason = self._known_not_to_pack()
+        if reason is None:
             self.packs = True
-            for losses in self.run(passages or [_IDLE]):
-                together |= losses.means()
-        except SettingsError:
-            raise
-        except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
-            reason = f"{type(error).__name__}: {error}"
+            try:
+                for losses in self.run(passages):
+                    together |= losses.means()
+                disturbed = self._packed(_disturbed(pack(passages), self.config.vocab_size)).means()
+            except SettingsError:
+                raise
+            except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
+                reason = f"{type(error).__name__}: {error}"
         self.packs = False
         ordered = sorted(passages, key=len)
-        places = {round(n) for n in np.linspace(0, len(ordered) - 1, _COMPARED)} if ordered else ()
-        chosen = [ordered[n] for n in places]
-        alone = [
-            next(iter(self.run([p])[0].means().values())) for p in [*chosen, *[_IDLE] * (_COMPARED - len(chosen))]
-        ]
-        for passage, other in zip(chosen, alone, strict=False) if reason is None else ():
-            one = together[passage]
-            if abs(one - other) > self._tolerance * (1 + 8 / math.sqrt(passage.targets)) * (1 + abs(other)):
-                reason = f"a loss is {one:.6g} in a pack and {other:.6g} by itself"
-        return together, reason
+        chosen = [ordered[n] for n in {round(n) for n in np.linspace(0, len(ordered) - 1, _COMPARED)}]
+        alone: dict[Passage, float] = {}
+        for passage in chosen:
+            alone |= self.run([passage])[0].means()
+        for _ in range(_COMPARED - len(chosen)):
+            self.idle()
+        if reason is not None:
+            return together, reason
+        halves = self.dtype in (torch.float16, torch.bfloat16) or self._is_quantized
+        if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+            halves = True  # TF32 rounds as float16 does
+        rounding = _ROUNDING["halves" if halves else "float32"]
+        mixed = self._is_quantized or any(getattr(self.config, name, None) for name in _EXPERTS)
+        same_shape = _SAME_SHAPE_BUT_MIXED if mixed else _SAME_SHAPE
+        for passage in pack(passages).passages[::2]:
+            if _differ(passage, together[passage], disturbed[passage], same_shape):
+                return together, f"a loss of {together[passage]:.6g} becomes {disturbed[passage]:.6g} in other company"
+        for passage in chosen:
+            if _differ(passage, together[passage], alone[passage], rounding):
+                return together, f"a loss is {together[passage]:.6g} in a pack and {alone[passage]:.6g} by itself"
+        return together, None
+
+    def _known_not_to_pack(self) -> str | None:
+        kinds = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds:
+            return f"it has layers of {', '.join(sorted(kinds))}"
+        return "its layers have a state" if getattr(self.model, "_is_stateful", False) else None
+
+    @property
+    def _is_quantized(self) -> bool:
+        return getattr(self.model, "quantization_method", None) is not None
 
     def _packed(self, some: Pack) -> "Losses":
         ids, positions = (torch.from_numpy(x)[None].to(self.device) for x in (some.ids, some.positions))
         losses: list[torch.Tensor] = []
         with packed_attention(self.model, some), self._head_on(some, losses):
-            # all ones: some models warn where there is no mask
+            # all ones: without a mask some models warn, and transformers guesses what is packed from the positions
             self.model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
         return Losses(some.passages, losses)
 
@@ -230,6 +286,7 @@ class Student:
             rows = max(1, _LOGITS.get(hidden.device.type, _LOGITS_ELSEWHERE) // self.config.vocab_size)
             for places, wanted in zip(where.split(rows), targets.split(rows), strict=True):
                 logits = _finished(plain(hidden[0, places]), self.config)  # (rows, vocabulary)
+                wanted = wanted.to(logits.device)  # of a tied head on another device
                 losses.append(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none"))
             return hidden.new_zeros(1, 1, self.config.vocab_size)
 
@@ -271,8 +328,10 @@ class Losses:
 
     def means(self) -> dict[Passage, float]:
         """Mean negative log-likelihood of each passage's target, in nats; waits for the device."""
-        tokens = torch.cat(self._losses).cpu().double().numpy()  # (targets,)
+        tokens = torch.cat([some.cpu() for some in self._losses]).double().numpy()  # (targets,)
         counts = np.array([passage.targets for passage in self.passages])
+        if len(tokens) != counts.sum():
+            raise RuntimeError(f"the output embeddings were asked for {len(tokens)} tokens, not {counts.sum()}")
         sums = np.add.reduceat(tokens, np.cumsum(counts) - counts)
         return dict(zip(self.passages, (sums / counts).tolist(), strict=True))
 
@@ -280,6 +339,21 @@ class Losses:
 def _is_out_of_memory(error: BaseException) -> bool:
     words = ("can't allocate memory", "not enough memory")  # a CPU's is a bare RuntimeError
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def _differ(passage: Passage, one: float, other: float, share: float) -> bool:
+    return abs(one - other) > share * (1 + 8 / math.sqrt(passage.targets)) * (1 + abs(other))
+
+
+def _disturbed(some: Pack, vocabulary: int) -> Pack:
+    """The pack with other tokens wherever every other passage does not see them, and the same shape."""
+    ends = np.cumsum([passage.targets for passage in some.passages]) - 1  # of each passage in the targets
+    last = some.where[ends[::2]]  # the last tokens that are looked at
+    tokens = np.arange(len(some.ids))
+    seen = np.zeros(len(tokens), dtype=bool)
+    for place in last:
+        seen |= (tokens <= place) & (some.visible_to > place)
+    return some._replace(ids=np.where(seen, some.ids, (some.ids + 1) % vocabulary))
 
 
 def _finished(logits: torch.Tensor, config: Any) -> torch.Tensor:
