@@ -142,7 +142,7 @@ def test_a_pack_holds_no_more_tokens_than_it_may_and_repeats_none(student, pairs
     template = StudentScorer(model, tokenizer).template
     encoded = [way(row) for row in pairs for way in (template.forward, template.reverse)]
     separate = sum(len(one.context) + 2 * len(one.target) + 1 for one in encoded)
-    compared = 500 + 8 * 300  # the first pack is scored in other company, and eight of its passages alone
+    compared = 500 + 3 * 300  # some passages are scored in other company too, and three alone
     assert sum(packs) < 0.8 * separate + compared
 
 

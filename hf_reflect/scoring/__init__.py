@@ -21,8 +21,8 @@ import numpy as np
 from ..columns import LOSS_COLUMNS, SCORE_COLUMNS, require_columns
 from ..errors import SettingsError
 from ..templates import StudentTemplate
-from .packing import Passage, deal, size
-from .plan import Bin, Version, bins_of, groups_of, passages_of, versions_of
+from .packing import Passage, size
+from .plan import Bin, Version, bins_of, groups_of, passages_of, versions_of, work_of
 from .processes import Processes, Progress
 from .student import Losses, Student
 
@@ -94,8 +94,14 @@ class StudentScorer:
         self._student: Student | None = Student(model, adapter, tokens_per_batch)
         self.tokenizer = tokenizer
         self.template = StudentTemplate(tokenizer, template, max_length)
+        self.tokens_per_batch = tokens_per_batch
         self.coherence = coherence
         self.rows_cut = 0
+
+    @property
+    def model(self) -> Any:
+        """The student."""
+        return self._here().model
 
     def __getstate__(self) -> dict[str, Any]:
         """What the scores depend on, for the fingerprint of `map`: the weights as a digest, not the model."""
@@ -260,28 +266,21 @@ class StudentScorer:
             known = None if checkpoint is None else checkpoint.tokens_per_batch
             student.limit = known or self._fitting(groups, longest, read, processes)
         limit, shares = student.limit, processes.count
+        done: set[tuple[int, int]] = set()
         if checkpoint is not None:
             limit, shares = checkpoint.settled(limit, shares)
-        plan = bins_of(groups, tokens, longest, limit, shares)
-        done = set() if checkpoint is None else checkpoint.load(values)
-        loaded = [row for bins in plan for each in bins if (each.share, each.number) in done for row in each.rows]
-        left = [[each for each in bins if (each.share, each.number) not in done] for bins in plan]
-        if shares == processes.count:
-            mine = left[processes.rank]
-        else:
-            rest = [each for bins in left for each in bins]
-            lot = deal(np.array([each.tokens for each in rest]), processes.count)[processes.rank]
-            mine = [rest[number] for number in sorted(lot)]
+            done = checkpoint.load(values)
+        work = work_of(bins_of(groups, tokens, longest, limit, shares), done, processes.rank, processes.count)
 
         scored: list[tuple[Bin, np.ndarray]] = []
-        queue = iter(mine)
+        queue = iter(work.mine)
         versions = self._versions(next(queue, None), read, kept)
         passages = passages_of(versions)
         found: dict[Passage, float] = {}
         if student.packs is None and any(processes.gather(bool(passages))):
             found = self._checked(passages, processes)
-        with Progress(told and processes.rank == 0, sum(each.tokens for bins in left for each in bins)) as progress:
-            for each in itertools.chain(mine, itertools.repeat(None)):
+        with Progress(told and processes.rank == 0, work.tokens) as progress:
+            for each in itertools.chain(work.mine, itertools.repeat(None)):
                 batches = student.batches(passages_of(versions) - found.keys())
                 steps = processes.gather((len(batches), 0 if each is None else each.tokens, each is not None))
                 if not any(busy for _, _, busy in steps):
@@ -302,8 +301,8 @@ class StudentScorer:
         numbers = [row for each, _ in scored for row in each.rows]
         own = np.concatenate([np.empty((0, len(LOSS_COLUMNS))), *(some for _, some in scored)])
         if processes.rank == 0:
-            numbers, own = [*loaded, *numbers], np.concatenate([values[loaded], own])
-        return sum(len(each.rows) for bins in plan for each in bins), numbers, own
+            numbers, own = [*work.loaded, *numbers], np.concatenate([values[work.loaded], own])
+        return work.rows, numbers, own
 
     def _versions(self, wanted: Bin | None, read: Reader, kept: dict[int, Version]) -> list[Version]:
         rows = () if wanted is None else wanted.rows

@@ -34,6 +34,15 @@ class Bin(NamedTuple):
     tokens: int
 
 
+class Work(NamedTuple):
+    """What one process has to do, and what there is in all."""
+
+    mine: list[Bin]
+    loaded: list[int]  # rows that were scored before
+    rows: int  # in all, those included
+    tokens: int  # left for all processes
+
+
 def groups_of(rows: Iterable[tuple[int, dict[str, Any]]]) -> list[list[int]]:
     """The numbers of the usable rows, those with the same instruction, input and history together."""
     groups: dict[tuple, list[int]] = {}
@@ -85,3 +94,16 @@ def bins_of(
                 total += int(tokens[number])
         plan.append(bins)
     return plan
+
+
+def work_of(plan: list[list[Bin]], done: set[tuple[int, int]], rank: int, processes: int) -> Work:
+    """The bins that are left for a process: its share, or of a plan for another number of processes its part."""
+    every = [each for bins in plan for each in bins]
+    left = [each for each in every if (each.share, each.number) not in done]
+    if len(plan) == processes:
+        mine = [each for each in left if each.share == rank]
+    else:
+        lot = deal(np.array([each.tokens for each in left], dtype=np.int64), processes)[rank]
+        mine = [left[number] for number in sorted(lot)]
+    loaded = [row for each in every if (each.share, each.number) in done for row in each.rows]
+    return Work(mine, loaded, sum(len(each.rows) for each in every), sum(each.tokens for each in left))

@@ -28,7 +28,6 @@ _PROBE_TOKENS, _MOST_TOKENS = 2048, 32_768
 _ROUNDING = {"float32": 2e-5, "halves": 4e-3}
 _SAME_SHAPE, _SAME_SHAPE_BUT_MIXED = 1e-6, 1e-3
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_COMPARED = 8  # passages of the first pack that are scored one at a time as well
 _IDLE = Passage.of([0], [0])
 # checked by a process that has nothing to score: a beginning that is shared, and a passage beside it
 _IDLE_PACK = [Passage.of([1, 2, 3, 4, 5], some) for some in ([6, 7], [8, 9, 10])] + [Passage.of([11], [12, 13])]
@@ -215,32 +214,28 @@ class Student:
     def check(self, passages: list[Passage]) -> tuple[dict[Passage, float], str | None]:
         """A pack's losses, and why packs of this model cannot be trusted, if so.
 
-        The architecture must be known to look at nothing but positions and attention; the losses of a passage must not
-        change with its neighbours; and some passages, from the shortest to the longest, must score as they do one at
-        a time. The same number of forward passes whatever the passages, unless memory runs out.
+        The architecture must be known to look at nothing but positions and attention; of three short passages, packed,
+        the loss of two must not change with the third; and the longest and the shortest must score as they do by
+        themselves. Five forward passes in all, unless memory runs out.
         """
-        passages = passages or _IDLE_PACK
+        ordered = sorted(passages or _IDLE_PACK, key=len)
+        few = sorted(ordered[:3])
         together: dict[Passage, float] = {}
-        disturbed: dict[Passage, float] = {}
+        company: list[dict[Passage, float]] = []
         reason = self._known_not_to_pack()
         if reason is None:
             self.packs = True
             try:
-                for losses in self.run(passages):
+                for losses in self.run(ordered):
                     together |= losses.means()
-                disturbed = self._packed(_disturbed(pack(passages), self.config.vocab_size)).means()
+                for some in (pack(few), _disturbed(pack(few), self.config.vocab_size)):
+                    company.append(self._packed(some).means())
             except SettingsError:
                 raise
             except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
                 reason = f"{type(error).__name__}: {error}"
         self.packs = False
-        ordered = sorted(passages, key=len)
-        chosen = [ordered[n] for n in {round(n) for n in np.linspace(0, len(ordered) - 1, _COMPARED)}]
-        alone: dict[Passage, float] = {}
-        for passage in chosen:
-            alone |= self.run([passage])[0].means()
-        for _ in range(_COMPARED - len(chosen)):
-            self.idle()
+        alone = {passage: self.run([passage])[0].means()[passage] for passage in (ordered[0], ordered[-1])}
         if reason is not None:
             return together, reason
         halves = self.dtype in (torch.float16, torch.bfloat16) or self._is_quantized
@@ -249,12 +244,13 @@ class Student:
         rounding = _ROUNDING["halves" if halves else "float32"]
         mixed = self._is_quantized or any(getattr(self.config, name, None) for name in _EXPERTS)
         same_shape = _SAME_SHAPE_BUT_MIXED if mixed else _SAME_SHAPE
-        for passage in pack(passages).passages[::2]:
-            if _differ(passage, together[passage], disturbed[passage], same_shape):
-                return together, f"a loss of {together[passage]:.6g} becomes {disturbed[passage]:.6g} in other company"
-        for passage in chosen:
-            if _differ(passage, together[passage], alone[passage], rounding):
-                return together, f"a loss is {together[passage]:.6g} in a pack and {alone[passage]:.6g} by itself"
+        for passage in few[::2]:
+            one, other = (losses[passage] for losses in company)
+            if _differ(passage, one, other, same_shape):
+                return together, f"a loss of {one:.6g} becomes {other:.6g} in other company"
+        for passage, loss in alone.items():
+            if _differ(passage, together[passage], loss, rounding):
+                return together, f"a loss is {together[passage]:.6g} in a pack and {loss:.6g} by itself"
         return together, None
 
     def _known_not_to_pack(self) -> str | None:
