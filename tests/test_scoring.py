@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -349,6 +350,19 @@ def test_the_hash_changes_with_the_tokenizer(student):
         for kind in ("byte-level", "llama-style", "chat")
     }
     assert len(hashes) == 3
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(student, pairs, capsys, monkeypatch):
+    scorer = StudentScorer(*student, tokens_per_batch=500)
+    scorer.score(pairs)
+    assert capsys.readouterr().err == ""  # no minute has passed
+    monkeypatch.setattr("hf_reflect.scoring.processes._SAY_EVERY", 0.0)
+    scorer.score(pairs)
+    lines = capsys.readouterr().err.splitlines()
+    form = r"Scoring: ([\d,]+) of ([\d,]+) tokens, [\d,]+ tokens/s, \d\d:\d\d left"
+    said = [re.fullmatch(form, line).groups() for line in lines]
+    assert len(said) > 3 and len({done for done, _ in said}) == len(said)
+    assert said[-1][0] == said[-1][1]
 
 
 def test_map_on_several_processes_is_refused_with_advice(student, pairs):

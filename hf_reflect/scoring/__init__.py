@@ -281,7 +281,7 @@ class StudentScorer:
             found = self._checked(passages, processes)
         with Progress(told and processes.rank == 0, work.tokens) as progress:
             for each in itertools.chain(work.mine, itertools.repeat(None)):
-                batches = student.batches(passages_of(versions) - found.keys())
+                batches = [some for some in student.batches(passages_of(versions)) if not found.keys() >= set(some)]
                 steps = processes.gather((len(batches), 0 if each is None else each.tokens, each is not None))
                 if not any(busy for _, _, busy in steps):
                     break
