@@ -102,13 +102,11 @@ class StudentTemplate:
 
     def forward(self, row: dict[str, Any]) -> Encoded:
         """The response y after its instruction x (and the turns before)."""
-        prompt, target = _forward(row)
-        return self._fit(prompt, self.ids(target), self._context(prompt))
+        return self._encoded(*_forward(row))
 
     def reverse(self, row: dict[str, Any]) -> Encoded:
         """The instruction x after the question that guesses it from y."""
-        prompt, target = _reverse(row)
-        return self._fit(prompt, self.ids(target), self._context(prompt))
+        return self._encoded(*_reverse(row))
 
     def encode(self, rows: list[dict[str, Any]]) -> list[tuple[Encoded, Encoded]]:
         """`forward` and `reverse` of many rows.
@@ -132,6 +130,9 @@ class StudentTemplate:
         context, target, cut = self.forward(row)
         ids = [*target, self.eos]
         return {"input_ids": context + ids, "labels": [-100] * len(context) + ids, "cut": cut}
+
+    def _encoded(self, prompt: "_Prompt", target: str) -> Encoded:
+        return self._fit(prompt, self.ids(target), self._context(prompt))
 
     def _fit(self, prompt: "_Prompt", target_ids: list[int], context: list[int]) -> Encoded:
         """Context and target within max_length - 1 tokens.

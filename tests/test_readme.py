@@ -43,12 +43,17 @@ def test_the_lines_of_an_own_reflection_make_a_prompt_that_reads_its_replies(tea
     assert sum("[Dazu]\nGood morning, my friend.\n\n[Antwort]" in text for text in asked) == 1
 
 
-def test_the_callbacks_lines_run_as_they_stand(candidates, tmp_path, monkeypatch):
+@pytest.fixture
+def finished_run(candidates, tmp_path, monkeypatch):
+    """A working directory with a student, and the candidates of a run that was called `mine`."""
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_level_tokenizer(TEXTS)
     tiny_llama(len(tokenizer)).save_pretrained("student")
     tokenizer.save_pretrained("student")
     candidates.save_to_disk("runs/mine/candidates")
+
+
+def test_the_callbacks_lines_run_as_they_stand(finished_run, tmp_path):
     code = next(block for block in PYTHON if "SelectionCallback(trainer" in block)
     code = code.replace("Qwen/Qwen3-0.6B-Base", str(tmp_path / "student"))
     code = code.replace(
@@ -61,12 +66,7 @@ def test_the_callbacks_lines_run_as_they_stand(candidates, tmp_path, monkeypatch
     assert len(names["trainer"].train_dataset) == len(ROWS)
 
 
-def test_the_scorers_lines_run_as_they_stand(candidates, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tokenizer = byte_level_tokenizer(TEXTS)
-    tiny_llama(len(tokenizer)).save_pretrained("student")
-    tokenizer.save_pretrained("student")
-    candidates.save_to_disk("runs/mine/candidates")
+def test_the_scorers_lines_run_as_they_stand(finished_run, tmp_path):
     code = next(block for block in PYTHON if "checkpoint_dir" in block)
     code = code.replace("Qwen/Qwen3-0.6B-Base", str(tmp_path / "student"))
     exec(code.replace('rule="paper"', 'rule="paper", ifd_gate=None, r_ifd_gate=None, keep=None'), {})

@@ -257,10 +257,10 @@ class StudentScorer:
         student.limit = None if None in limits else min(limits)
         student.packs = packs[0] if len(set(packs)) == 1 else None
         tokens, longest, kept = self._measured(groups, read, processes)
-        if student.positions is not None and longest.max(initial=0) > student.positions:
+        if (positions := student.positions) is not None and longest.max(initial=0) > positions:
             raise SettingsError(
-                f"The student has positions for {student.positions} tokens, and a sequence has {longest.max()}: lower "
-                f"`max_length` from {self.template.max_length} to {student.positions}, in training too."
+                f"The student has positions for {positions} tokens, and a sequence has {longest.max()}: lower "
+                f"`max_length` from {self.template.max_length} to {positions}, in training too."
             )
         if student.limit is None:
             known = None if checkpoint is None else checkpoint.tokens_per_batch

@@ -20,7 +20,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .packing import Pack
+from .packing import Pack, joined
 
 _NAME = "hf_reflect_packed"
 _current: ContextVar["_Layout"] = ContextVar("the pack that a model runs on")
@@ -146,15 +146,9 @@ def _by_segment(
     outputs = []
     for segment in layout.pack.segments:
         start, end, before = segment
-        if not before:
-            seen = slice(start, end)
-            k, v = key[:, :, seen], value[:, :, seen]
-        elif len(before) == 1 and before[0][1] == start:
-            seen = slice(before[0][0], end)
-            k, v = key[:, :, seen], value[:, :, seen]
-        else:
-            pieces = [*before, (start, end)]
-            k, v = (torch.cat([whole[:, :, a:b] for a, b in pieces], dim=2) for whole in (key, value))
+        ranges = joined(before, (start, end))
+        pieces = ([whole[:, :, a:b] for a, b in ranges] for whole in (key, value))
+        k, v = (torch.cat(some, dim=2) if len(some) > 1 else some[0] for some in pieces)
         mask = None
         if before or window is not None or layout.backend != "sdpa":  # SDPA knows by itself what causal means
             whole = layout.once(layout.causal, query.device, query.dtype, window)

@@ -6,9 +6,10 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -86,7 +87,8 @@ class Checkpoint:
             self.before = {"student": self.description, "tokens_per_batch": limit, "shares": shares}
             if self.processes.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write(self.folder / _MANIFEST, json.dumps(self.before, indent=2).encode())
+                with _whole(self.folder / _MANIFEST) as file:
+                    file.write(json.dumps(self.before, indent=2).encode())
         self.processes.gather(None)  # nobody looks at the folder before it is there
         return self.before["tokens_per_batch"], self.before["shares"]
 
@@ -126,20 +128,17 @@ class Checkpoint:
         rows = np.concatenate([done.rows for done, _ in self._waiting])
         values = np.concatenate([some for _, some in self._waiting])
         share, number = packs[0]
-        path = self.folder / f"losses-{share:04d}-{number:07d}.npz"
-        part = path.with_name(f".{path.name}.part")
-        with part.open("wb") as file:
+        with _whole(self.folder / f"losses-{share:04d}-{number:07d}.npz") as file:
             np.savez(file, packs=packs, rows=rows, values=values, of=np.array(self._of))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
         self._waiting, self._written = [], time.monotonic()
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears when all of it is on the disk, or not at all."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -89,7 +89,7 @@ def pack(passages: Iterable[Passage]) -> Pack:
             segments.append(Segment(cursor, cursor + new, tuple(before)))
             ids.append(passage.tokens[shared:])
             positions.append(np.arange(shared, len(passage)))
-            path = _joined(before, (cursor, cursor + new))
+            path = joined(before, (cursor, cursor + new))
             cursor += new
         places = np.concatenate([np.arange(start, end) for start, end in path])
         where.append(places[passage.start - 1 : -1])
@@ -149,8 +149,8 @@ def _shared(one: Passage | None, other: Passage) -> int:
     return shared if shared >= min(_WORTH_SHARING, len(other)) else 0
 
 
-def _joined(path: list[tuple[int, int]], last: tuple[int, int]) -> list[tuple[int, int]]:
-    """The path with another range; one range where they touch, for that needs no copy where it is sliced."""
+def joined(path: Sequence[tuple[int, int]], last: tuple[int, int]) -> list[tuple[int, int]]:
+    """The path of ranges with another range; one range where they touch, for that needs no copy where it is sliced."""
     if path and path[-1][1] == last[0]:
         return [*path[:-1], (path[-1][0], last[1])]
     return [*path, last]

@@ -74,8 +74,9 @@ class Student:
     def positions(self) -> int | None:
         """The longest sequence that it has learned positions for; None where they are computed."""
         most = getattr(self.config, "max_position_embeddings", None)
-        tables = [module for module in self.model.modules() if isinstance(module, torch.nn.Embedding)]
-        lengths = [table.num_embeddings for table in tables if table is not self.model.get_input_embeddings()]
+        words = self.model.get_input_embeddings()
+        tables = [m for m in self.model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+        lengths = [table.num_embeddings for table in tables]
         return most if most is not None and any(most <= length <= most + 2 for length in lengths) else None
 
     @property

@@ -26,17 +26,23 @@ def verdict(row: Row) -> str:
     return ("reached" if row.reached else "MISSED") if row.mark else ""
 
 
-def show(row: Row) -> None:
-    print(f"{row.what}\n    {row.figure}   {row.mark}   {verdict(row)}", flush=True)
+def shown(rows: Iterable[Row]) -> list[Row]:
+    """The rows, each printed as it comes."""
+    found = []
+    for row in rows:
+        print(f"{row.what}\n    {row.figure}   {row.mark}   {verdict(row)}", flush=True)
+        found.append(row)
+    return found
 
 
 def report(title: str, found: list[Row], packages: Iterable[str], how: str, machine: str = "") -> str:
-    """The table in Markdown, and what it was measured on."""
+    """The table in Markdown, and what it was measured on: of the packages those that are installed."""
     with open("/proc/cpuinfo") as file:
         cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "?")
     system = f"{platform.system()} {platform.release().split('-')[0]}"
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    installed = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    versions = ", ".join(f"{name} {installed[name]}" for name in packages if name in installed)
     arguments = " ".join("PATH" if "/" in word else word for word in sys.argv[1:])
     command = f"python tests/benchmarks/{Path(sys.argv[0]).name} {arguments}".strip()
     lines = [f"| {row.what} | {row.figure} | {row.mark} | {verdict(row)} |" for row in found]

@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a GPU machine may have nothing installed
 
 import torch  # noqa: E402
-from results import RESULTS, Row, report, show, write  # noqa: E402
+from results import RESULTS, Row, report, shown, write  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
@@ -341,12 +341,9 @@ def main() -> None:
         peak() if options.child == "peak" else launched(options.output)
         return
     benchmarks = ON_CUDA if options.device == "cuda" else ON_CPU
-    started, found = time.perf_counter(), []
-    for line in itertools.chain.from_iterable(
-        benchmarks[name](options) for name in options.only or benchmarks if name != "vllm" or options.only
-    ):
-        show(line)
-        found.append(line)
+    names = options.only or [name for name in benchmarks if name != "vllm"]
+    started = time.perf_counter()
+    found = shown(itertools.chain.from_iterable(benchmarks[name](options) for name in names))
     output = options.output or (None if options.only else RESULTS)
     if output:
         minutes = (time.perf_counter() - started) / 60
@@ -354,18 +351,9 @@ def main() -> None:
         gpu = (
             f", {torch.cuda.get_device_name()}" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
         )
-        installed = [name for name in PACKAGES if _is_installed(name)]
         title = f"Scoring, measured on {'a GPU' if options.device == 'cuda' else 'a CPU'}"
-        write(report(title, found, installed, how, gpu), output)
+        write(report(title, found, PACKAGES, how, gpu), output)
     sys.exit(not all(line.reached for line in found))
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

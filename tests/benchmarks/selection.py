@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, disable_progress_bars, load_from_disk
-from results import RESULTS, Row, report, show, write
+from results import RESULTS, Row, report, shown, write
 
 from hf_reflect import RULES, select, select_top
 from hf_reflect.selection import VARIANTS, decide
@@ -132,11 +132,8 @@ def main() -> None:
     if options.peak:
         print(peak(options.peak))
         return
-    found = []
     with TemporaryDirectory() as folder:
-        for line in measure(Path(folder), options):
-            show(line)
-            found.append(line)
+        found = shown(measure(Path(folder), options))
     write(report("Selection, measured", found, PACKAGES, f"medians of {options.repeats} runs"), options.output)
     sys.exit(not all(line.reached for line in found))
 

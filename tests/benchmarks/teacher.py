@@ -36,7 +36,7 @@ for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
 import httpx2  # noqa: E402
 import openai  # noqa: E402
 from datasets import Dataset, disable_progress_bars, load_from_disk  # noqa: E402
-from results import RESULTS, Row, report, show, write  # noqa: E402
+from results import RESULTS, Row, report, shown, write  # noqa: E402
 from serve import BETTER_ANSWER, digest, lognormal  # noqa: E402
 
 from hf_reflect import PROMPTS, ReflectionTransform, Teacher, to_pairs  # noqa: E402
@@ -513,10 +513,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the kills' moments and the budgets' runs")
     parser.add_argument("--output", type=Path, help="where to write; its part of RESULTS.md, if all rows are run")
     options = parser.parse_args()
-    started, found = time.perf_counter(), []
-    for row in itertools.chain.from_iterable(ROWS[name](options) for name in options.only or ROWS):
-        show(row)
-        found.append(row)
+    started = time.perf_counter()
+    found = shown(itertools.chain.from_iterable(ROWS[name](options) for name in options.only or ROWS))
     output = options.output or (None if options.only else RESULTS)
     if output:
         minutes = (time.perf_counter() - started) / 60
