@@ -29,8 +29,12 @@ _ROUNDING = {"float32": 2e-5, "halves": 4e-3}
 _SAME_SHAPE, _SAME_SHAPE_BUT_MIXED = 1e-6, 1e-3
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _IDLE = Passage.of([0], [0])
-# checked by a process that has nothing to score: a beginning that is shared, and a passage beside it
-_IDLE_PACK = [Passage.of([1, 2, 3, 4, 5], some) for some in ([6, 7], [8, 9, 10])] + [Passage.of([11], [12, 13])]
+# What shows whether passages see each other: one whose beginning another shares, that other, and one beside them; the
+# first may change without the others noticing. Ids are small enough for any vocabulary.
+_FIRST, _CHANGED, *_OTHERS = [
+    *(Passage.of([1, 2, 3, 4, 5], some) for some in ([6, 7], [7, 6], [8, 9, 10])),
+    Passage.of([11], [12, 13]),
+]
 
 
 class Student:
@@ -215,12 +219,11 @@ class Student:
     def check(self, passages: list[Passage]) -> tuple[dict[Passage, float], str | None]:
         """A pack's losses, and why packs of this model cannot be trusted, if so.
 
-        The architecture must be known to look at nothing but positions and attention; of three short passages, packed,
-        the loss of two must not change with the third; and the longest and the shortest must score as they do by
+        The architecture must be known to look at nothing but positions and attention; of three tiny passages, packed,
+        the loss of two must not change with the third; and the pack's longest and shortest must score as they do by
         themselves. Five forward passes in all, unless memory runs out.
         """
-        ordered = sorted(passages or _IDLE_PACK, key=len)
-        few = sorted(ordered[:3])
+        ordered = sorted(passages or [_FIRST, *_OTHERS], key=len)
         together: dict[Passage, float] = {}
         company: list[dict[Passage, float]] = []
         reason = self._known_not_to_pack()
@@ -229,8 +232,8 @@ class Student:
             try:
                 for losses in self.run(ordered):
                     together |= losses.means()
-                for some in (pack(few), _disturbed(pack(few), self.config.vocab_size)):
-                    company.append(self._packed(some).means())
+                for first in (_FIRST, _CHANGED):
+                    company.append(self._packed(pack([first, *_OTHERS])).means())
             except SettingsError:
                 raise
             except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
@@ -245,7 +248,7 @@ class Student:
         rounding = _ROUNDING["halves" if halves else "float32"]
         mixed = self._is_quantized or any(getattr(self.config, name, None) for name in _EXPERTS)
         same_shape = _SAME_SHAPE_BUT_MIXED if mixed else _SAME_SHAPE
-        for passage in few[::2]:
+        for passage in _OTHERS:
             one, other = (losses[passage] for losses in company)
             if _differ(passage, one, other, same_shape):
                 return together, f"a loss of {one:.6g} becomes {other:.6g} in other company"
@@ -340,17 +343,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _differ(passage: Passage, one: float, other: float, share: float) -> bool:
     return abs(one - other) > share * (1 + 8 / math.sqrt(passage.targets)) * (1 + abs(other))
-
-
-def _disturbed(some: Pack, vocabulary: int) -> Pack:
-    """The pack with other tokens wherever every other passage does not see them, and the same shape."""
-    ends = np.cumsum([passage.targets for passage in some.passages]) - 1  # of each passage in the targets
-    last = some.where[ends[::2]]  # the last tokens that are looked at
-    tokens = np.arange(len(some.ids))
-    seen = np.zeros(len(tokens), dtype=bool)
-    for place in last:
-        seen |= (tokens <= place) & (some.visible_to > place)
-    return some._replace(ids=np.where(seen, some.ids, (some.ids + 1) % vocabulary))
 
 
 def _finished(logits: torch.Tensor, config: Any) -> torch.Tensor:

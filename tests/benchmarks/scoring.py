@@ -1,6 +1,6 @@
 """What a StudentScorer reaches: against the authors' loop, by rows and length, in memory, on two processes.
 
-    python tests/benchmarks/scoring.py                            # on a CPU, some 25 minutes; writes into RESULTS.md
+    python tests/benchmarks/scoring.py                            # on a CPU, some 30 minutes; writes into RESULTS.md
     python tests/benchmarks/scoring.py --only 15M cost
     python tests/benchmarks/scoring.py --device cuda              # models of 1B and 7B in bfloat16
     python tests/benchmarks/scoring.py --device cuda --only vllm  # where vLLM is installed
@@ -314,7 +314,7 @@ def vllm(options: argparse.Namespace) -> Iterator[Row]:
 
 ON_CPU: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "15M": lambda options: against_the_loop("15M", 20, 0, options),
-    "135M": lambda options: against_the_loop("135M", 8, 1.8, options),
+    "135M": lambda options: against_the_loop("135M", 16, 1.8, options),
     "cost": cost,
     "memory": memory,
     "processes": two_processes,
