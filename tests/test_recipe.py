@@ -81,6 +81,7 @@ def losses(folder):
     return [(entry["loss"], entry["learning_rate"]) for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path):
     arguments = ("--config", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path / "run")
     done = run(*arguments, processes=2, cwd=tmp_path)
@@ -131,6 +132,7 @@ def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoi
     assert len(endpoint.requests) == 300 and summary(tmp_path / "run")["calls"]["asked"] == 0
 
 
+@pytest.mark.slow
 def test_the_run_trains_as_a_trainer_that_was_given_selected(settings, student, tmp_path):
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -246,7 +248,7 @@ def mendable(name, changes, words, slow=True):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        mendable("model", {"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist", slow=False),
+        mendable("model", {"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist"),
         mendable("path", {"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist"),
         mendable("columns", {}, "found the columns"),
         mendable("empty selection", {"ifd_gate": 0.0001}, "keeps none of 8 rows", slow=False),
