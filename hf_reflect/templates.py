@@ -79,7 +79,8 @@ class StudentTemplate:
         max_length: tokens of one training sequence; one place is kept for EOS.
 
     Raises:
-        SettingsError: an unknown template, "chat" without a chat template, a tokenizer without BOS and EOS.
+        SettingsError: an unknown template, "chat" without a chat template, a tokenizer without EOS, a `max_length`
+            that is no number of tokens.
     """
 
     def __init__(self, tokenizer: Any, template: str = "auto", max_length: int = 2048):
@@ -89,6 +90,8 @@ class StudentTemplate:
             raise SettingsError("`template='chat'` needs a tokenizer with a chat template; name a template instead.")
         if tokenizer.eos_token_id is None:
             raise SettingsError("The student's tokenizer has no EOS token: set one, `tokenizer.eos_token = ...`.")
+        if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 2:
+            raise SettingsError(f"`max_length` is a number of tokens, not {max_length!r}.")
         self.tokenizer, self.max_length = tokenizer, max_length
         self.name = ("chat" if has_chat else "vicuna") if template == "auto" else template
         self.eos: int = tokenizer.eos_token_id
@@ -172,7 +175,8 @@ class StudentTemplate:
         if not texts:
             return {}
         ordered = sorted(texts)
-        ids = self.tokenizer(ordered, add_special_tokens=special)["input_ids"]
+        # not verbose: it would warn of a length that is cut here
+        ids = self.tokenizer(ordered, add_special_tokens=special, verbose=False)["input_ids"]
         return {text: self._opened(some, special) for text, some in zip(ordered, ids, strict=True)}
 
     def _opened(self, ids: list[int], special: bool) -> list[int]:
@@ -193,7 +197,7 @@ class StudentTemplate:
         start = without.rindex(_MARK)
         end = len(text) - (len(without) - start - len(_MARK))
         special = self.name != "chat" and not before
-        encoding = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        encoding = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         kept = len(self._opened(encoding["input_ids"], special))
         offsets = encoding["offset_mapping"][:kept]
         inside = [i for i, (left, right) in enumerate(offsets, len(before)) if start <= left < right <= end]

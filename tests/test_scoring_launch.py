@@ -195,18 +195,34 @@ def test_losses_without_a_description_are_not_taken_for_ones_own(student, pairs,
         StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]"])
+WRONG = {"student": {"model": "x"}, "tokens_per_batch": 2048, "shares": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        *(json.dumps(WRONG | one) for one in ({"student": 3}, {"tokens_per_batch": 0}, {"shares": None})),
+    ],
+)
 def test_a_damaged_description_is_refused_with_what_to_do(student, pairs, tmp_path, content):
     (tmp_path / "scoring.json").write_text(content)
     with pytest.raises(SettingsError, match="scoring.json cannot be read .* Name another `checkpoint_dir`"):
         StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_damaged_file_of_losses_is_scored_anew(student, pairs, tmp_path, share, caplog):
     scored = StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
     (path,) = tmp_path.glob("losses-*.npz")
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    if share < 1:
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    else:  # a method of compression that nobody knows
+        content = bytearray(path.read_bytes())
+        content[content.index(b"PK\1\2") + 10] = 99
+        path.write_bytes(content)
     again = StudentScorer(*student).score(pairs, checkpoint_dir=tmp_path)
     assert again["ifd"][:] == scored["ifd"][:]
     assert "is damaged" in caplog.text

@@ -532,6 +532,7 @@ def test_a_decision_says_why():
     )
     assert why(versions[2:], "r_ifd", ifd_gate=None, r_ifd_gate=None) == "instruction+response stood alone"
     assert why([("original", {"response": None})]) == "no usable version"
+    assert why([("response", {})], rule="instruction") == "no usable version among instruction, original"
     assert why(versions, "response") == "original: the first usable of response, original"
     assert why(versions, "longest") == "original: the highest length of response"
     assert why(versions, "fit") == "original: the lowest loss_response_given_instruction"

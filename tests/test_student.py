@@ -34,6 +34,11 @@ PACKED = {
     "cohere": (hf.CohereForCausalLM, hf.CohereConfig, SIZES | {"logit_scale": 0.25}),
     "granite": (hf.GraniteForCausalLM, hf.GraniteConfig, SIZES | {"logits_scaling": 4.0}),
 }
+PACKED["phimoe, window of 50"] = (  # the mask alone knows of it
+    hf.PhimoeForCausalLM,
+    hf.PhimoeConfig,
+    SIZES | {"num_key_value_heads": 1, "num_local_experts": 4, "sliding_window": 50},
+)
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 PACKED["phi3, longrope from 100"] = (
     hf.Phi3ForCausalLM,
@@ -55,6 +60,14 @@ UNPACKED = {
         GROUPED | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     ),
     "mamba": (hf.MambaForCausalLM, hf.MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "qwen2_moe, with windows in some layers": (  # the masks alone know in which
+        hf.Qwen2MoeForCausalLM,
+        hf.Qwen2MoeConfig,
+        SIZES
+        | {"num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        | {"shared_expert_intermediate_size": 16}
+        | {"use_sliding_window": True, "sliding_window": 50, "max_window_layers": 1},
+    ),
     "codegen": (hf.CodeGenForCausalLM, hf.CodeGenConfig, GPT2 | {"n_head": 4, "rotary_dim": 8}),
 }
 
@@ -103,7 +116,7 @@ def test_a_leak_is_noticed_in_any_company_and_precision_whatever_the_architectur
         with scorer._student.ready():
             assert scorer._student.check(passages)[1] is None
             hook = model.model.layers[0].register_forward_hook(
-                lambda _, args, out, share=share: out + share * out.roll(1, dims=1)
+                lambda _, args, out, share=share: out + share * torch.nn.functional.pad(out, (0, 0, 1, -1))
             )
             assert "in other company" in scorer._student.check(passages)[1]
             hook.remove()
@@ -118,6 +131,41 @@ def test_students_with_dynamic_positions_score_each_sequence_by_itself():
         scores = StudentScorer(model, tokenizer, max_length=600).score(table_of(*rows))
         found.append(scores_of(scores))
     assert_close(found[0], found[1][::-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoders_that_were_loaded_as_causal_models_are_refused(dtype):
+    tokenizer = tokenizer_of("byte-level")
+    sizes = SIZES | {"vocab_size": len(tokenizer), "num_attention_heads": 4, "max_position_embeddings": 700}
+    for decodes in (True, False):
+        model = hf.BertLMHeadModel(hf.BertConfig(**sizes, is_decoder=decodes, initializer_range=0.2)).to(dtype)
+        scorer = StudentScorer(model, tokenizer, "vicuna", max_length=600)
+        if decodes:
+            assert all(math.isfinite(value) for value in scorer.score_rows(VARIED)["ifd"])
+            continue
+        with pytest.raises(SettingsError, match="in this BertLMHeadModel a token sees what comes after it"):
+            scorer.score_rows(VARIED)
+
+
+def test_a_longer_sequence_than_before_is_compared_again(caplog):
+    """An architecture may look back in a way that short sequences do not show."""
+    tokenizer = tokenizer_of("byte-level")
+    model = tiny_llama(len(tokenizer))
+
+    def shortened(module, args, given):
+        given["hidden_states"] = given["hidden_states"].clone()
+        given["hidden_states"][:, 200:] *= 0.5
+        return args, given
+
+    model.model.layers[0].self_attn.register_forward_pre_hook(shortened, with_kwargs=True)
+    scorer = StudentScorer(model, tokenizer, "plain", tokens_per_batch=2000)
+    scorer.score_rows([row_of("Say it.", "Rain.")])
+    assert scorer._student.packs and not caplog.records
+    rows = [row_of(f"Say {n}.", "Rain taps the roof. " * 40) for n in range(3)]
+    scored = scorer.score_rows(rows)
+    assert not scorer._student.packs and "by itself" in caplog.text
+    _, target = naive_encoding(tokenizer, "plain", rows[1], 2048)
+    assert scored["loss_response"][1] == pytest.approx(naive_loss(model, [tokenizer.bos_token_id], target), rel=1e-5)
 
 
 def test_unpacked_batches_give_the_same_losses_on_an_accelerator():
@@ -256,10 +304,8 @@ def test_the_logits_of_a_pack_never_exist_at_once():
     tokenizer = tokenizer_of("byte-level")
     model = tiny_llama(100_000)
     rows = [row_of(f"Say {n}.", "Rain taps the roof. " * 30) for n in range(8)]
-    scorer = StudentScorer(model, tokenizer, tokens_per_batch=16_384)
-    scorer.score_rows(rows[:1])  # the first pack is compared with single passages
-    with LargestLogits(100_000) as logits:
-        scored = scorer.score_rows(rows)
+    with LargestLogits(100_000) as logits:  # the comparison of the first pack is no exception
+        scored = StudentScorer(model, tokenizer, tokens_per_batch=16_384).score_rows(rows)
     assert 0 < logits.rows <= 2**25 // 100_000
     _, target = naive_encoding(tokenizer, "vicuna", rows[0], 2048)
     assert 16 * len(target) > 8 * logits.rows

@@ -52,9 +52,9 @@ class StudentScorer:
     it is, in eval mode, without gradients, on the device where it lies.
 
     Sequences are packed into forward passes without padding, and beginnings that they share are computed once. Whether
-    the architecture takes that is seen with the first pack: its losses must not change with other neighbours, and some
-    of its sequences are scored one at a time too. Where it does not (recurrent layers, ALiBi) a warning says so, and
-    sequences are scored without packs.
+    the architecture takes that is seen with the first pack, and again with a longer sequence than any before: losses
+    must not change with other neighbours, and some sequences are scored one at a time too. Where it does not
+    (recurrent layers, ALiBi) a warning says so, and sequences are scored without packs.
 
     Args:
         model: a causal language model.
@@ -253,18 +253,20 @@ class StudentScorer:
         """How many rows there are to score, those that this process scored, and their losses."""
         student = self._here()
         # what this process learned by itself, in a `map` say, must not make it take another path than the others
-        limits, packs = zip(*processes.gather((student.limit, student.packs)), strict=True)
+        limits, packs, checked = zip(*processes.gather((student.limit, student.packs, student.checked)), strict=True)
         student.limit = None if None in limits else min(limits)
-        student.packs = packs[0] if len(set(packs)) == 1 else None
         tokens, longest, kept = self._measured(groups, read, processes)
-        if (positions := student.positions) is not None and longest.max(initial=0) > positions:
+        most = longest.max(initial=0)  # a window may show only with a sequence longer than any before
+        known = len(set(packs)) == 1 and (packs[0] is False or most <= min(checked))
+        student.packs, student.checked = packs[0] if known else None, max(most, min(checked))
+        if (positions := student.positions) is not None and most > positions:
             raise SettingsError(
-                f"The student has positions for {positions} tokens, and a sequence has {longest.max()}: lower "
+                f"The student has positions for {positions} tokens, and a sequence has {most}: lower "
                 f"`max_length` from {self.template.max_length} to {positions}, in training too."
             )
         if student.limit is None:
-            known = None if checkpoint is None else checkpoint.tokens_per_batch
-            student.limit = known or self._fitting(groups, longest, read, processes)
+            before = None if checkpoint is None else checkpoint.tokens_per_batch
+            student.limit = before or self._fitting(groups, longest, read, processes)
         limit, shares = student.limit, processes.count
         done: set[tuple[int, int]] = set()
         if checkpoint is not None:
@@ -351,9 +353,7 @@ class StudentScorer:
         """Decide whether this student is scored in packs; the losses of the first pack, where it may be trusted."""
         student = self._here()
         student.packs = True
-        first = max(student.batches(passages), key=len, default=[])
-        if len(first) < 2:  # which proves nothing: the student checks a pack of its own
-            first = []
+        first = max(student.batches(passages), key=lambda some: max(map(len, some)), default=[])
         found, reason = student.check(first)
         reasons = [reason for reason in processes.gather(reason) if reason is not None]
         student.packs = not reasons

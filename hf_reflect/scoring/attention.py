@@ -50,6 +50,7 @@ class _Layout:
 
     def __init__(self, pack: Pack, backend: str):
         self.pack, self.backend = pack, backend
+        self.windows: set[int | None] = set()  # of the masks that the model asked for
         self._made: dict[Any, Any] = {}
 
     def once(self, make: Callable[..., Any], *key: Any) -> Any:
@@ -62,6 +63,19 @@ class _Layout:
     def longest(self) -> int:
         """Tokens that the last token of a segment sees, at most."""
         return max(segment.reach for segment in self.pack.segments)
+
+    def window(self, kwargs: dict[str, Any]) -> int | None:
+        """How far back a layer looks; None where that is farther than any passage reaches.
+
+        Most models tell the attention function; some leave it to the mask alone.
+        """
+        if "sliding_window" in kwargs or not self.windows:
+            window = kwargs.get("sliding_window")
+        elif len(self.windows) == 1:
+            (window,) = self.windows
+        else:
+            raise NotImplementedError("its layers do not tell which of its masks they want")
+        return None if window is None or window >= self.longest else window
 
     def causal(self, device: torch.device, dtype: torch.dtype, window: int | None) -> torch.Tensor:
         """An additive mask; each segment's is a part of it."""  # (longest, longest)
@@ -108,9 +122,6 @@ def _attend(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    window = kwargs.get("sliding_window")
-    if window is not None and window >= layout.longest:
-        window = None
     backend = layout.backend
     own = ALL_ATTENTION_FUNCTIONS.get_interface(
         backend, getattr(getmodule(type(module)), "eager_attention_forward", None)
@@ -125,6 +136,7 @@ def _attend(
             return own(module, query, *seen, None, **kwargs | ends | longest)[0], None
         finally:
             module.config._attn_implementation = _NAME
+    window = layout.window(kwargs)
     if backend == "flex_attention":
         mask = layout.once(layout.block_mask, query.device, window)
         return own(module, query, key, value, mask, **kwargs)[0], None
@@ -187,8 +199,9 @@ def _variable_length(
     return varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest, scale=scaling, window_size=(left, 0))[None]
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The models make no mask of their own for a pack."""
+def _no_mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> None:
+    """The models make no mask of their own for a pack; a window that it would have is remembered."""
+    _current.get().windows.add(local_size)
 
 
 AttentionInterface.register(_NAME, _attend)

@@ -27,6 +27,8 @@ _PROBE_TOKENS, _MOST_TOKENS = 2048, 32_768
 # shape round alike, unless tokens share an expert or a scale with their neighbours.
 _ROUNDING = {"float32": 2e-5, "halves": 4e-3}
 _SAME_SHAPE, _SAME_SHAPE_BUT_MIXED = 1e-6, 1e-3
+# How far a logit may move, as a share of the largest, where only what comes after it changes.
+_BLIND = {"float32": 1e-3, "halves": 2e-2}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _IDLE = Passage.of([0], [0])
 # What shows whether passages see each other: one whose beginning another shares, that other, and one beside them; the
@@ -60,6 +62,7 @@ class Student:
         self.model, self.adapter = inner, adapter
         self.limit = None if isinstance(tokens, str) else tokens  # None: to be measured
         self.packs: bool | None = None  # None: to be seen with the first pack
+        self.checked = 0  # tokens of the longest passage that this was seen with
 
     @property
     def config(self) -> Any:
@@ -220,12 +223,17 @@ class Student:
         """A pack's losses, and why packs of this model cannot be trusted, if so.
 
         The architecture must be known to look at nothing but positions and attention; of three tiny passages, packed,
-        the loss of two must not change with the third; and the pack's longest and shortest must score as they do by
-        themselves. Five forward passes in all, unless memory runs out.
+        the loss of two must not change with the third; the output embeddings must say all that the logits say; and the
+        pack's longest and shortest must score as they do by themselves. Eight forward passes in all, six of them tiny
+        or short, unless memory runs out. None makes the logits of a long passage.
+
+        Raises:
+            SettingsError: tokens see what comes after them: an encoder.
         """
         ordered = sorted(passages or [_FIRST, *_OTHERS], key=len)
         together: dict[Passage, float] = {}
         company: list[dict[Passage, float]] = []
+        alone: dict[Passage, float] = {}
         reason = self._known_not_to_pack()
         if reason is None:
             self.packs = True
@@ -234,28 +242,50 @@ class Student:
                     together |= losses.means()
                 for first in (_FIRST, _CHANGED):
                     company.append(self._packed(pack([first, *_OTHERS])).means())
+                for passage in (_FIRST, ordered[0], ordered[-1]):
+                    alone |= self._targets_only(pack([passage])).means()
             except SettingsError:
                 raise
             except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
                 reason = f"{type(error).__name__}: {error}"
         self.packs = False
-        alone = {passage: self.run([passage])[0].means()[passage] for passage in (ordered[0], ordered[-1])}
+        whole = self._by_its_logits(_FIRST)
         if reason is not None:
             return together, reason
-        halves = self.dtype in (torch.float16, torch.bfloat16) or self._is_quantized
-        if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-            halves = True  # TF32 rounds as float16 does
-        rounding = _ROUNDING["halves" if halves else "float32"]
+        rounding = _ROUNDING[self._precision]
         mixed = self._is_quantized or any(getattr(self.config, name, None) for name in _EXPERTS)
         same_shape = _SAME_SHAPE_BUT_MIXED if mixed else _SAME_SHAPE
         for passage in _OTHERS:
             one, other = (losses[passage] for losses in company)
             if _differ(passage, one, other, same_shape):
                 return together, f"a loss of {one:.6g} becomes {other:.6g} in other company"
-        for passage, loss in alone.items():
-            if _differ(passage, together[passage], loss, rounding):
-                return together, f"a loss is {together[passage]:.6g} in a pack and {loss:.6g} by itself"
+        for passage in (ordered[0], ordered[-1]):
+            one, other = together[passage], alone[passage]
+            if _differ(passage, one, other, rounding):
+                return together, f"a loss is {one:.6g} in a pack and {other:.6g} by itself"
+        if _differ(_FIRST, alone[_FIRST], whole, rounding):
+            return together, f"a loss is {alone[_FIRST]:.6g} by its output embeddings and {whole:.6g} by its logits"
         return together, None
+
+    def _by_its_logits(self, passage: Passage) -> float:
+        """A short passage's loss by the logits as they come.
+
+        Raises:
+            SettingsError: they change with what comes after them. Loaded as a causal model, BERT sees its targets.
+        """
+        ids = torch.from_numpy(passage.tokens)[None].to(self.device)
+        changed = ids.clone()
+        changed[0, -1] += 1
+        one, other = (
+            self.model(input_ids=some, attention_mask=torch.ones_like(some), use_cache=False).logits[0, :-1].float()
+            for some in (ids, changed)
+        )  # (tokens, vocabulary)
+        if (one - other).abs().max() > _BLIND[self._precision] * one.abs().max():
+            raise SettingsError(
+                f"The student must be a causal language model; in this {type(self.model).__name__} a token sees what "
+                "comes after it. Load a decoder (`is_decoder=True` in the config, if its weights were trained so)."
+            )
+        return _token_losses(one[passage.start - 1 :], ids[0, passage.start :]).mean().item()
 
     def _known_not_to_pack(self) -> str | None:
         kinds = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -264,15 +294,26 @@ class Student:
         return "its layers have a state" if getattr(self.model, "_is_stateful", False) else None
 
     @property
+    def _precision(self) -> str:
+        """How it rounds."""
+        halves = self.dtype in (torch.float16, torch.bfloat16) or self._is_quantized
+        tf32 = self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"  # as float16 does
+        return "halves" if halves or tf32 else "float32"
+
+    @property
     def _is_quantized(self) -> bool:
         return getattr(self.model, "quantization_method", None) is not None
 
     def _packed(self, some: Pack) -> "Losses":
-        ids, positions = (torch.from_numpy(x)[None].to(self.device) for x in (some.ids, some.positions))
+        with packed_attention(self.model, some):
+            return self._targets_only(some, position_ids=torch.from_numpy(some.positions)[None].to(self.device))
+
+    def _targets_only(self, some: Pack, **inputs: torch.Tensor) -> "Losses":
+        ids = torch.from_numpy(some.ids)[None].to(self.device)
         losses: list[torch.Tensor] = []
-        with packed_attention(self.model, some), self._head_on(some, losses):
+        with self._head_on(some, losses):
             # all ones: without a mask some models warn, and transformers guesses what is packed from the positions
-            self.model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs)
         return Losses(some.passages, losses)
 
     @contextmanager
@@ -283,11 +324,9 @@ class Student:
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:  # (1, tokens, size)
             where, targets = (torch.from_numpy(x).to(hidden.device) for x in (some.where, some.targets))
-            rows = max(1, _LOGITS.get(hidden.device.type, _LOGITS_ELSEWHERE) // self.config.vocab_size)
+            rows = _rows_at_once(hidden, self.config)
             for places, wanted in zip(where.split(rows), targets.split(rows), strict=True):
-                logits = _finished(plain(hidden[0, places]), self.config)  # (rows, vocabulary)
-                wanted = wanted.to(logits.device)  # of a tied head on another device
-                losses.append(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none"))
+                losses.append(_token_losses(_finished(plain(hidden[0, places]), self.config), wanted))
             return hidden.new_zeros(1, 1, self.config.vocab_size)
 
         head.forward = forward
@@ -314,9 +353,9 @@ class Student:
         losses = []
         for passage, row in zip(passages, logits, strict=True):
             start = passage.start - 1 - (length - wanted)
-            some = row[start : start + passage.targets].float()  # (targets, vocabulary)
-            target = torch.from_numpy(passage.tokens[passage.start :]).to(some.device)
-            losses.append(torch.nn.functional.cross_entropy(some, target, reduction="none"))
+            targets, rows = torch.from_numpy(passage.tokens[passage.start :]), _rows_at_once(row, self.config)
+            logits = row[start : start + passage.targets].split(rows)
+            losses += [_token_losses(*both) for both in zip(logits, targets.split(rows), strict=True)]
         return Losses(passages, losses)
 
 
@@ -334,6 +373,15 @@ class Losses:
             raise RuntimeError(f"the output embeddings were asked for {len(tokens)} tokens, not {counts.sum()}")
         sums = np.add.reduceat(tokens, np.cumsum(counts) - counts)
         return dict(zip(self.passages, (sums / counts).tolist(), strict=True))
+
+
+def _rows_at_once(on: torch.Tensor, config: Any) -> int:
+    """Tokens whose logits may become losses together."""
+    return max(1, _LOGITS.get(on.device.type, _LOGITS_ELSEWHERE) // config.vocab_size)
+
+
+def _token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # (tokens, vocabulary), (tokens,)
+    return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

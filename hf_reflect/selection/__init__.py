@@ -201,7 +201,8 @@ def _choose(
     versions = read_versions(dataset, scores)
     winner, stages = winners(chosen, versions, int(seed))
 
-    reasons = [("", ""), ("no usable version", "")]
+    some = f" among {', '.join(chosen.order)}" if chosen.order and len(chosen.order) < len(VARIANTS) else ""
+    reasons = [("", ""), (f"no usable version{some}", "")]
     outcome = np.where(winner < 0, 1, 0)
     if chosen.filtered and keep == "reflected":
         outcome[(outcome == 0) & (versions.variant[winner] < RESPONSE)] = len(reasons)

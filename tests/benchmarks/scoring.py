@@ -209,14 +209,17 @@ def peak() -> None:
     draw = random.Random(0)
     text = [
         " ".join(f"w{draw.randrange(3, 152_000)}" for _ in range(length))
-        for length in (900, 1100, 1000, 950, 1050, 1000)
+        for length in (900, 1100, 1000, 950, 1050, 50, 1900)
     ]
     rows = [{"instruction": x, "input": "", "response": y} for x, y in itertools.pairwise(text)]
-    scorer = StudentScorer(model, tokenizer, "vicuna", max_length=2048, tokens_per_batch=16_384)
-    scorer.score_rows([{"instruction": "w5 w6", "input": "", "response": "w7"}])
+
+    def score(rows: list[dict[str, Any]]) -> None:
+        StudentScorer(model, tokenizer, "vicuna", max_length=2048, tokens_per_batch=16_384).score_rows(rows)
+
+    score([{"instruction": "w5 w6", "input": "", "response": "w7"}])
     most = [before := resident()]
     threading.Thread(target=watch, daemon=True).start()
-    scorer.score_rows(rows)
+    score(rows)
     print(json.dumps([most[0] - before, max(tokens)]))
 
 
