@@ -103,6 +103,11 @@ class StudentScorer:
         """The student."""
         return self._here().model
 
+    @property
+    def tokens_in_a_pass(self) -> int | None:
+        """What `tokens_per_batch` came to: as measured, or as memory allowed; None before the first batch."""
+        return self._here().limit
+
     def __getstate__(self) -> dict[str, Any]:
         """What the scores depend on, for the fingerprint of `map`: the weights as a digest, not the model."""
         from .checkpoint import digest_of_weights
