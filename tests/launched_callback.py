@@ -15,7 +15,8 @@ import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
-from transformers import AutoTokenizer, TrainerCallback
+from training import OPEN, Recorder, Replay, history
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from hf_reflect import SelectionCallback, to_training_ids
@@ -23,7 +24,6 @@ from hf_reflect import SelectionCallback, to_training_ids
 student, table, output, backend, modes = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(student)
 candidates = to_training_ids(datasets.load_from_disk(table), tokenizer, "vicuna", 256)
-OPEN = {"template": "vicuna", "ifd_gate": None, "r_ifd_gate": None, "keep": None}
 
 
 def build(rows, name="out", **settings):
@@ -50,11 +50,6 @@ def build(rows, name="out", **settings):
     return SFTTrainer(student, args=arguments, train_dataset=rows, processing_class=tokenizer)
 
 
-def history(trainer, **arguments):
-    trainer.train(**arguments)
-    return [[entry["loss"], entry["learning_rate"]] for entry in trainer.state.log_history if "loss" in entry]
-
-
 def inside(trainer):
     """What this process sees of the backend, while it trains or just after."""
     parameters = list(trainer.model.parameters())
@@ -68,33 +63,6 @@ def inside(trainer):
     }
 
 
-class Recorder(TrainerCallback):
-    """The choice of each epoch, as it begins."""
-
-    def __init__(self, callback):
-        self.callback, self.choices, self.inside = callback, [], None
-
-    def on_epoch_begin(self, *args, **kwargs):
-        self.choices.append(self.callback.selected)
-        self.inside = inside(self.callback.trainer)
-
-
-class Replay(torch.utils.data.Dataset, TrainerCallback):
-    """A training set that shows these choices, one an epoch."""
-
-    def __init__(self, choices):
-        self.choices, self.epoch = choices, -1
-
-    def on_epoch_begin(self, *args, **kwargs):
-        self.epoch += 1
-
-    def __len__(self):
-        return len(self.choices[0])
-
-    def __getitem__(self, number):
-        return self.choices[self.epoch][number]
-
-
 def drop(trainer):
     trainer.accelerator.free_memory()
 
@@ -105,7 +73,7 @@ def chosen(**settings):
     trainer = build(candidates, **settings)
     callback = SelectionCallback(trainer, schedule=schedule, **OPEN)
     trainer.add_callback(callback)
-    trainer.add_callback(recorder := Recorder(callback))
+    trainer.add_callback(recorder := Recorder(callback, inside))
     return trainer, callback, recorder
 
 
@@ -114,17 +82,17 @@ def keys(choice):
 
 
 result = {}
-if "once" in modes:
+if "once" in modes.split():
     trainer, callback, recorder = chosen(schedule="once", name="once", save_strategy="steps", save_steps=4)
-    result["once"] = {"run": history(trainer), "inside": gather_object([recorder.inside])}
+    result["once"] = {"run": history(trainer), "inside": gather_object([recorder.seen])}
     result["scores"] = callback.candidates["loss_response_given_instruction"][:]
     rows = callback.selected
     drop(trainer)
     result["once"]["oracle"] = history(given := build(rows, "given"))
     drop(given)
-if "epoch" in modes:
+if "epoch" in modes.split():
     trainer, callback, recorder = chosen(schedule="epoch", name="epoch", save_strategy="steps", save_steps=2)
-    result["epoch"] = {"run": history(trainer), "inside": gather_object([recorder.inside])}
+    result["epoch"] = {"run": history(trainer), "inside": gather_object([recorder.seen])}
     result["epoch"]["choices"] = [keys(choice) for choice in recorder.choices]
     drop(trainer)
     given = build(recorder.choices[0], "replayed")
@@ -132,19 +100,18 @@ if "epoch" in modes:
     given.add_callback(replay)
     result["epoch"]["oracle"] = history(given)
     drop(given)
-if "resumed" in modes:  # in the middle of the second epoch, and at its end
-    for schedule, steps in (("epoch", (6, 8)), ("once", (4,))):
-        for step in steps:
-            checkpoint = str(Path(output).with_suffix("") / schedule / f"checkpoint-{step}")
-            trainer, callback, recorder = chosen(schedule=schedule, name=f"{schedule}-{step}")
-            with torch.no_grad():  # a student that would choose otherwise
-                for parameter in trainer.model.parameters():
-                    getattr(parameter, "ds_tensor", parameter).mul_(-1)
-            result[f"{schedule} from {step}"] = {
-                "run": history(trainer, resume_from_checkpoint=checkpoint),
-                "inside": gather_object([recorder.inside]),
-                "choices": [keys(choice) for choice in recorder.choices],
-            }
-            drop(trainer)
+for mode in [mode for mode in modes.split() if "@" in mode]:  # epoch@6: resumed from that step's checkpoint
+    schedule, step = mode.split("@")
+    trainer, callback, recorder = chosen(schedule=schedule, name=mode)
+    with torch.no_grad():  # a student that would choose otherwise
+        for parameter in trainer.model.parameters():
+            getattr(parameter, "ds_tensor", parameter).mul_(-1)
+    checkpoint = str(Path(output).with_suffix("") / schedule / f"checkpoint-{step}")
+    result[mode] = {
+        "run": history(trainer, resume_from_checkpoint=checkpoint),
+        "inside": gather_object([recorder.seen]),
+        "choices": [keys(choice) for choice in recorder.choices],
+    }
+    drop(trainer)
 if PartialState().is_main_process:
     Path(output).write_text(json.dumps(result))

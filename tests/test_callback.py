@@ -23,65 +23,12 @@ def tokenizer():
 
 @pytest.fixture
 def build(tokenizer, tmp_path):
-    """A trainer over these rows with a student of fixed weights; dropout, so that random states matter."""
-
-    def build(rows, **settings):
-        arguments = SFTConfig(
-            **{
-                "output_dir": str(tmp_path / "out"),
-                "max_length": 256,
-                "per_device_train_batch_size": 3,
-                "num_train_epochs": 2,
-                "learning_rate": 1e-3,
-                "lr_scheduler_type": "cosine",
-                "logging_steps": 1,
-                "save_strategy": "no",
-                "report_to": "none",
-                "bf16": False,
-                "use_cpu": True,
-                "disable_tqdm": True,
-                **settings,
-            }
-        )
-        student = tiny_llama(len(tokenizer), attention_dropout=0.1)
-        return SFTTrainer(student, args=arguments, train_dataset=rows, processing_class=tokenizer)
-
-    return build
+    return lambda rows, **settings: trainer_over(rows, tokenizer, tmp_path, **settings)
 
 
 @pytest.fixture
 def training_rows(candidates, tokenizer):
     return to_training_ids(candidates, tokenizer, "vicuna", 256)
-
-
-OPEN = {"template": "vicuna", "ifd_gate": None, "r_ifd_gate": None, "keep": None}
-
-
-def history(trainer):
-    trainer.train()
-    return [(entry["loss"], entry["learning_rate"]) for entry in trainer.state.log_history if "loss" in entry]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"shuffle_dataset": True},
-        {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
-        {"padding_free": True},
-    ],
-    ids=["plain", "shuffled", "accumulation", "padding-free"],
-)
-def test_training_after_the_choice_is_training_on_the_chosen_rows(build, training_rows, settings):
-    if settings.get("padding_free"):
-        settings = settings | {"max_length": None}
-    trainer = build(training_rows, **settings)
-    callback = SelectionCallback(trainer, **OPEN)
-    trainer.add_callback(callback)
-    chosen = history(trainer)
-    assert len(chosen) > 2
-    assert chosen == history(build(callback.selected, **settings))
-    assert chosen != history(build(training_rows.select(range(len(callback.selected))), **settings))
 
 
 def test_the_choice_is_what_select_makes_of_the_students_scores(build, training_rows, tokenizer):
@@ -185,85 +132,11 @@ def test_a_resumed_training_keeps_the_choice_of_its_checkpoint(build, training_r
         other.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
 
 
-def test_candidates_cut_at_another_length_are_refused(build, candidates, tokenizer):
-    long = candidates.map(lambda row: {"response": row["response"] and row["response"] * 9})
-    rows = to_training_ids(long, tokenizer, "vicuna", 2048)
-    with pytest.raises(SettingsError, match="same `max_length`"):
-        SelectionCallback(build(rows), **OPEN)
-    SelectionCallback(build(to_training_ids(long, tokenizer, "vicuna", 256)), **OPEN)
-    unlimited = build(rows, max_length=None)
-    assert SelectionCallback(unlimited, **OPEN).choose()["input_ids"][0] in rows["input_ids"][:]
-
-
 def test_a_trainer_takes_one_callback(build, training_rows):
     trainer = build(training_rows)
     SelectionCallback(trainer, **OPEN)
     with pytest.raises(SettingsError, match="already"):
         SelectionCallback(trainer, **OPEN)
-
-
-def launch(config, student, tokenizer, candidates, folder):
-    student.save_pretrained(folder / "student")
-    tokenizer.save_pretrained(folder / "student")
-    candidates.save_to_disk(folder / "candidates")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        config,
-        "tests/launched_callback.py",
-    ]
-    arguments = [str(folder / name) for name in ("student", "candidates", "result.json")]
-    done = subprocess.run(
-        [*map(str, command), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "result.json").read_text())
-
-
-def test_two_processes_choose_and_train_alike(tokenizer, candidates, training_rows, tmp_path):
-    student = tiny_llama(len(tokenizer), attention_dropout=0.1)
-    result = launch(ROOT / "accelerate_configs" / "cpu.yaml", student, tokenizer, candidates, tmp_path)
-    inside = result["processes"], result["distributed_type"], result["backend"], result["class"]
-    assert inside == (2, "MULTI_CPU", "gloo", "DistributedDataParallel")
-    assert len(result["chosen"]) > 2 and result["chosen"] == result["given"]
-    alone = StudentScorer(student, tokenizer, template="vicuna", max_length=256).score(training_rows)
-    assert result["losses_of_candidates"] == pytest.approx(alone["loss_response_given_instruction"][:], rel=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_chooses_and_trains_alike(stage, tokenizer, candidates, training_rows, tmp_path):
-    shipped = yaml.safe_load((ROOT / "accelerate_configs" / f"zero{stage}.yaml").read_text())
-    settings = {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        # without a threshold of 0 nothing of a model this small is partitioned
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-    }
-    (tmp_path / "deepspeed.json").write_text(json.dumps(settings))
-    shipped |= {"use_cpu": True, "num_processes": 2}
-    shipped["deepspeed_config"] = {
-        "deepspeed_config_file": str(tmp_path / "deepspeed.json"),
-        "zero3_init_flag": stage == 3,
-    }
-    del shipped["mixed_precision"]
-    config = tmp_path / "accelerate.yaml"
-    config.write_text(yaml.safe_dump(shipped))
-    student = tiny_llama(len(tokenizer), attention_dropout=0.1)
-    result = launch(config, student, tokenizer, candidates, tmp_path)
-    inside = result["processes"], result["distributed_type"], result["class"], result["partitioned"]
-    assert inside == (2, "DEEPSPEED", "DeepSpeedEngine", stage == 3)
-    assert len(result["chosen"]) > 2 and result["chosen"] == result["given"]
-    alone = StudentScorer(student, tokenizer, template="vicuna", max_length=256).score(training_rows)
-    assert result["losses_of_candidates"] == pytest.approx(alone["loss_response_given_instruction"][:], rel=1e-5)
 
 
 def test_every_accelerate_configuration_can_be_read():

@@ -39,11 +39,12 @@ def test_losses_and_learning_rates_are_those_of_the_oracle(backend, candidates, 
     candidates.save_to_disk(tmp_path / "candidates")
     config = None if backend == "alone" else on_cpu("cpu" if backend == "ddp" else backend, tmp_path)
     arguments = [tmp_path / name for name in ("student", "candidates", "result.json")]
-    launch("tests/launched_callback.py", *arguments, backend, "once epoch resumed", config=config)
+    modes = ("once", "epoch", "epoch@6", "epoch@8", "once@4")  # steps 6 and 8: in the middle of an epoch, at its end
+    launch("tests/launched_callback.py", *arguments, backend, " ".join(modes), config=config)
     result = json.loads((tmp_path / "result.json").read_text())
 
     seen = ("distributed_type", "processes", "backend", "class", "partitioned")
-    for mode in ("once", "epoch", "epoch from 6", "epoch from 8", "once from 4"):
+    for mode in modes:
         inside = [tuple(process[name] for name in seen) for process in result[mode]["inside"]]
         assert inside == [BACKENDS[backend]] * BACKENDS[backend][1], mode
     alone = StudentScorer(student, tokenizer, template="vicuna", max_length=256)
@@ -56,6 +57,6 @@ def test_losses_and_learning_rates_are_those_of_the_oracle(backend, candidates, 
     first, second, third = epoch["choices"]
     assert first != second != third  # the student did change its mind
     assert [row for row, _ in first] == [row for row, _ in second] == [row for row, _ in third]
-    assert result["epoch from 6"]["run"] == epoch["run"] and result["epoch from 6"]["choices"] == [second, third]
-    assert result["epoch from 8"]["run"] == epoch["run"] and result["epoch from 8"]["choices"] == [third]
-    assert result["once from 4"]["run"] == once["run"]
+    assert result["epoch@6"]["run"] == epoch["run"] and result["epoch@6"]["choices"] == [second, third]
+    assert result["epoch@8"]["run"] == epoch["run"] and result["epoch@8"]["choices"] == [third]
+    assert result["once@4"]["run"] == once["run"]

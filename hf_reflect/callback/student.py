@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_BOUND = ("pre_bwd_fn", "post_bwd_fn")  # DeepSpeed makes these once a module, bound to the engine it then has
 
 
 class Untouched:
@@ -22,9 +23,8 @@ class Untouched:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.hooks = {
-            module: {name: set(getattr(module, name)) for name in _HOOKS} for module in trainer.model.modules()
-        }
+        self.hooks = {module: {name: set(getattr(module, name)) for name in _HOOKS} for module in _modules(trainer)}
+        self.bound = {module: {name for name in _BOUND if name in vars(module)} for module in _modules(trainer)}
         settings = _deepspeed_settings(trainer)
         self.settings = None if settings is None else (copy.deepcopy(settings.config), list(settings.mismatches))
 
@@ -45,6 +45,9 @@ class Untouched:
                 current = getattr(module, name)
                 for key in [key for key in current if key not in known]:
                     del current[key]
+            for name in _BOUND:
+                if name not in self.bound[module]:
+                    vars(module).pop(name, None)
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def lent(trainer: Any, training: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_undisturbed())
         if training:
-            stack.enter_context(_sharded_again(trainer.model))
+            stack.enter_context(_sharded_again(trainer))
         else:
             plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
             if plugin is not None and plugin.zero_stage == 3:
@@ -84,14 +87,21 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _sharded_again(model: torch.nn.Module) -> Iterator[None]:
-    """FSDP gathers its outermost weights in a forward pass and shards them in the backward pass, which scoring lacks."""
+def _sharded_again(trainer: Any) -> Iterator[None]:
+    """What FSDP and ZeRO-3 do in a backward pass, which scoring lacks.
+
+    FSDP would keep its outermost weights whole. ZeRO-3 would take the passes of scoring for the order in which modules
+    follow each other, and in training free weights that are still needed.
+    """
     try:
         yield
     finally:
-        for module in model.modules():
+        for module in _modules(trainer):
             if hasattr(module, "reshard"):
                 module.reshard()
+        offload = getattr(getattr(trainer.deepspeed, "optimizer", None), "parameter_offload", None)
+        if offload is not None and not (coordinator := offload.get_param_coordinator()).is_invalid_trace():
+            coordinator._invalidate_trace()
 
 
 @contextmanager
@@ -164,6 +174,10 @@ def _temporary_engine(trainer: Any) -> Iterator[None]:
         if engine is not None:
             engine.destroy()
         before.restore()
+
+
+def _modules(trainer: Any) -> list[torch.nn.Module]:
+    return list(trainer.model.modules())
 
 
 def _deepspeed_settings(trainer: Any) -> Any:
