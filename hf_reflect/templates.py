@@ -279,11 +279,15 @@ def to_training_ids(dataset: "Dataset", tokenizer: Any, template: str = "auto", 
     return rows.map(encode, features=features, load_from_cache_file=False, desc="Tokenizing pairs")
 
 
-def to_messages(dataset: "Dataset") -> "Dataset":
+def to_messages(dataset: "Dataset", keep_texts: bool = False) -> "Dataset":
     """Replace the text columns of the usable rows by `messages`, whole conversations: free of any template.
 
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
     Out: messages (role, content), and the other columns                                       (≤ N rows)
+
+    Args:
+        dataset: the table.
+        keep_texts: leave the text columns beside the new one: `SelectionCallback` scores them.
     """
     from datasets import Features, List
 
@@ -295,10 +299,10 @@ def to_messages(dataset: "Dataset") -> "Dataset":
         user = {"role": "user", "content": question(row["instruction"], row["input"])}
         return {"messages": [*(row.get("history") or []), user, {"role": "assistant", "content": row["response"]}]}
 
-    return _converted(rows, convert, Features({"messages": List(TURN)}))
+    return _converted(rows, convert, Features({"messages": List(TURN)}), keep_texts)
 
 
-def to_prompt_completion(dataset: "Dataset", template: str = "vicuna") -> "Dataset":
+def to_prompt_completion(dataset: "Dataset", template: str = "vicuna", keep_texts: bool = False) -> "Dataset":
     """Replace the text columns of the usable rows by `prompt` and `completion`, for other people's pipelines.
 
     In:  instruction, input, response, optionally history; unusable rows are left out           (N rows)
@@ -309,6 +313,7 @@ def to_prompt_completion(dataset: "Dataset", template: str = "vicuna") -> "Datas
     Args:
         dataset: the table.
         template: "vicuna", "alpaca", "wizardlm" or "plain"; a chat template needs a tokenizer: use `to_messages`.
+        keep_texts: leave the text columns beside the new ones: `SelectionCallback` scores them.
     """
     if template not in TEMPLATES:
         raise SettingsError(
@@ -327,7 +332,8 @@ def to_prompt_completion(dataset: "Dataset", template: str = "vicuna") -> "Datas
         prompt += shape.before + question(row["instruction"], row["input"]) + shape.after
         return {"prompt": prompt, "completion": row["response"]}
 
-    return _converted(rows, convert, Features({"prompt": Value("string"), "completion": Value("string")}))
+    new = Features({"prompt": Value("string"), "completion": Value("string")})
+    return _converted(rows, convert, new, keep_texts)
 
 
 def usable_rows(dataset: "Dataset", who: str, new: tuple[str, ...] = ()) -> "Dataset":
@@ -344,9 +350,12 @@ def usable_rows(dataset: "Dataset", who: str, new: tuple[str, ...] = ()) -> "Dat
     return dataset if len(keep) == len(dataset) else dataset.select(keep)
 
 
-def _converted(rows: "Dataset", convert: Callable[[dict[str, Any]], dict[str, Any]], new: "Features") -> "Dataset":
+def _converted(
+    rows: "Dataset", convert: Callable[[dict[str, Any]], dict[str, Any]], new: "Features", keep_texts: bool
+) -> "Dataset":
     from datasets import Features
 
-    gone = [name for name in ("instruction", "input", "response", "history") if name in rows.column_names]
+    texts = [] if keep_texts else ["instruction", "input", "response", "history"]
+    gone = [name for name in texts if name in rows.column_names]
     features = Features({**new, **{name: kind for name, kind in rows.features.items() if name not in gone}})
     return rows.map(convert, remove_columns=gone, features=features, load_from_cache_file=False)

@@ -1,14 +1,16 @@
-"""Launched by test_matrix.py: every mode of the callback and its oracle in turn, on one backend.
+"""Launched by test_matrix.py: modes of the callback and their oracles in turn, on one backend.
 
     launched_callback.py <student> <candidates> <result.json> <backend> <modes>
 
 `once` is compared with a trainer that was given the chosen rows, `epoch` with one that is shown the recorded choices,
-`resumed` with the uninterrupted run. Written are the histories, and what each process saw of the backend.
+`epoch@6`, resumed from that step, with the uninterrupted run. Written are histories, choices, and what each process
+saw of the backend.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -16,10 +18,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from training import OPEN, Recorder, Replay, history
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from hf_reflect import SelectionCallback, to_training_ids
+from hf_reflect.errors import DataError
 
 student, table, output, backend, modes = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(student)
@@ -29,7 +33,7 @@ candidates = to_training_ids(datasets.load_from_disk(table), tokenizer, "vicuna"
 def build(rows, name="out", **settings):
     arguments = SFTConfig(
         **{
-            "output_dir": str(Path(output).with_suffix("") / name),
+            "output_dir": str(folder(name)),
             "max_length": 256,
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 4 // int(os.environ.get("WORLD_SIZE", "1")),
@@ -63,55 +67,115 @@ def inside(trainer):
     }
 
 
-def drop(trainer):
-    trainer.accelerator.free_memory()
+def folder(name):
+    return Path(output).with_suffix("") / name
 
 
-def chosen(**settings):
+def chosen(schedule, name, **settings):
     """A trainer with the callback, and what records its choices."""
-    schedule = settings.pop("schedule")
-    trainer = build(candidates, **settings)
+    trainer = build(candidates, name, **settings)
     callback = SelectionCallback(trainer, schedule=schedule, **OPEN)
     trainer.add_callback(callback)
     trainer.add_callback(recorder := Recorder(callback, inside))
     return trainer, callback, recorder
 
 
-def keys(choice):
-    return [list(key) for key in zip(choice["row_id"], choice["variant"], strict=True)]
+def told(trainer, recorder, **arguments):
+    """Train, and what is compared: losses and learning rates, the choices, what each process saw."""
+    run = history(trainer, **arguments)
+    trainer.accelerator.free_memory()
+    choices = [
+        [list(key) for key in zip(choice["row_id"], choice["variant"], strict=True)] for choice in recorder.choices
+    ]
+    return {"run": run, "choices": choices, "inside": gather_object([recorder.seen])}
 
 
-result = {}
-if "once" in modes.split():
-    trainer, callback, recorder = chosen(schedule="once", name="once", save_strategy="steps", save_steps=4)
-    result["once"] = {"run": history(trainer), "inside": gather_object([recorder.seen])}
-    result["scores"] = callback.candidates["loss_response_given_instruction"][:]
-    rows = callback.selected
-    drop(trainer)
-    result["once"]["oracle"] = history(given := build(rows, "given"))
-    drop(given)
-if "epoch" in modes.split():
-    trainer, callback, recorder = chosen(schedule="epoch", name="epoch", save_strategy="steps", save_steps=2)
-    result["epoch"] = {"run": history(trainer), "inside": gather_object([recorder.seen])}
-    result["epoch"]["choices"] = [keys(choice) for choice in recorder.choices]
-    drop(trainer)
+def oracle(trainer):
+    run = history(trainer)
+    trainer.accelerator.free_memory()
+    return run
+
+
+def once():
+    trainer, callback, recorder = chosen("once", "once", save_strategy="steps", save_steps=4)
+    found = told(trainer, recorder)
+    found["scores"] = callback.candidates["loss_response_given_instruction"][:]
+    return found | {"oracle": oracle(build(callback.selected, "given"))}
+
+
+def epoch():
+    trainer, _, recorder = chosen("epoch", "epoch", save_strategy="steps", save_steps=2)
+    found = told(trainer, recorder)
     given = build(recorder.choices[0], "replayed")
     given.train_dataset = replay = Replay(recorder.choices)
     given.add_callback(replay)
-    result["epoch"]["oracle"] = history(given)
-    drop(given)
-for mode in [mode for mode in modes.split() if "@" in mode]:  # epoch@6: resumed from that step's checkpoint
-    schedule, step = mode.split("@")
-    trainer, callback, recorder = chosen(schedule=schedule, name=mode)
-    with torch.no_grad():  # a student that would choose otherwise
+    return found | {"oracle": oracle(given)}
+
+
+def resumed(schedule, step):
+    """From a checkpoint of the modes above, with a student that would choose otherwise."""
+    trainer, _, recorder = chosen(schedule, f"{schedule}@{step}")
+    with torch.no_grad():
         for parameter in trainer.model.parameters():
             getattr(parameter, "ds_tensor", parameter).mul_(-1)
-    checkpoint = str(Path(output).with_suffix("") / schedule / f"checkpoint-{step}")
-    result[mode] = {
-        "run": history(trainer, resume_from_checkpoint=checkpoint),
-        "inside": gather_object([recorder.seen]),
-        "choices": [keys(choice) for choice in recorder.choices],
-    }
-    drop(trainer)
-if PartialState().is_main_process:
-    Path(output).write_text(json.dumps(result))
+    return told(trainer, recorder, resume_from_checkpoint=str(folder(schedule) / f"checkpoint-{step}"))
+
+
+def evaluated():
+    """As `once`, after an evaluation, where the backend can do one before training."""
+    trainer, _, recorder = chosen("once", "evaluated")
+    trainer.eval_dataset = candidates.select(range(5))
+    states = torch.get_rng_state()
+    try:
+        trainer.evaluate()
+        raised = None
+    except ValueError as error:
+        raised = str(error)
+    torch.set_rng_state(states)
+    return told(trainer, recorder) | {"raised": raised}
+
+
+def disagreeing():
+    """What is said where processes hold other candidates, or choose otherwise."""
+    rank, errors = PartialState().process_index, {}
+    trainer = build(candidates.select(range(rank, len(candidates))), "disagreeing")
+    try:
+        SelectionCallback(trainer, **OPEN).choose()
+    except DataError as error:
+        errors["candidates"] = str(error)
+    try:
+        SelectionCallback(build(candidates, "disagreeing"), **OPEN | {"rule": "random", "seed": rank}).choose()
+    except RuntimeError as error:
+        errors["choice"] = str(error)
+    return gather_object([errors])
+
+
+class Slow(TrainerCallback):
+    """Time to be killed in."""
+
+    def on_step_end(self, *args, **kwargs):
+        time.sleep(1)
+
+
+def killed(name):
+    """As `epoch`, slowly; with a checkpoint it goes on from there."""
+    trainer, _, recorder = chosen("epoch", name, save_strategy="steps", save_steps=2)
+    if os.environ.get("SLOW"):
+        trainer.add_callback(Slow())
+        started = folder(name) / "scoring"
+        trainer.model.register_forward_pre_hook(lambda *_: (started.touch(), time.sleep(0.3)) and None)
+    return told(trainer, recorder, resume_from_checkpoint=bool(get_last_checkpoint(folder(name))) or None)
+
+
+known = {function.__name__: function for function in (once, epoch, evaluated, disagreeing)}
+result = {}
+for mode in modes.split():
+    if "@" in mode:
+        result[mode] = resumed(*mode.split("@"))
+    elif mode.startswith("killed"):
+        folder(mode).mkdir(parents=True, exist_ok=True)
+        result[mode] = killed(mode)
+    else:
+        result[mode] = known[mode]()
+    if PartialState().is_main_process:
+        Path(output).write_text(json.dumps(result))

@@ -216,10 +216,14 @@ class SelectionCallback(TrainerCallback):
             self._resume(Path(folder))
         else:
             self.choose()
-        if not self._trained:
-            self._untouched.restore()
+        self._undo_evaluation()
         self._trained = True
         return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _undo_evaluation(self) -> None:
+        """A model that `evaluate()` prepared before the training would be trained wrongly, without a word."""
+        if not self._trained and not self._untouched.is_so:
+            self._untouched.restore()
 
     # ---- Choosing
 
@@ -242,8 +246,7 @@ class SelectionCallback(TrainerCallback):
 
     def _scored(self, rows: Dataset) -> Dataset:
         """These rows with the student's scores as it is now."""
-        if not self._trained:
-            self._untouched.restore()
+        self._undo_evaluation()
         scorer = self._scorer()
         with lent(self.trainer, training=self._trained):
             scored = scorer.score(rows)

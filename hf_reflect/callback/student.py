@@ -23,18 +23,31 @@ class Untouched:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+        self.forward = vars(trainer.model).get("forward")  # TRL's own; accelerate puts autocast around it
         self.hooks = {module: {name: set(getattr(module, name)) for name in _HOOKS} for module in _modules(trainer)}
         self.bound = {module: {name for name in _BOUND if name in vars(module)} for module in _modules(trainer)}
         settings = _deepspeed_settings(trainer)
         self.settings = None if settings is None else (copy.deepcopy(settings.config), list(settings.mismatches))
+
+    @property
+    def is_so(self) -> bool:
+        """Whether nothing was prepared since."""
+        settings = _deepspeed_settings(self.trainer)
+        return (
+            self.trainer.model_wrapped is self.trainer.model
+            and "_is_accelerate_prepared" not in vars(self.trainer.model)
+            and (self.settings is None or settings.config == self.settings[0])
+        )
 
     def restore(self) -> None:
         """Undo what `evaluate()`, `predict()` or scoring prepared; only before the first training."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         if trainer.model_wrapped is not trainer.model and hasattr(trainer.model_wrapped, "destroy"):
             trainer.model_wrapped.destroy()
-        model = accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        vars(model).pop("_is_accelerate_prepared", None)
+        for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+            vars(trainer.model).pop(name, None)
+        if self.forward is not None:
+            trainer.model.forward = self.forward
         accelerator.free_memory()
         trainer.model_wrapped, trainer.deepspeed = trainer.model, None
         if self.settings is not None:
