@@ -385,11 +385,12 @@ def test_both_orders_choose_alike_on_the_demo(tmp_path):
 
 @pytest.mark.slow
 def test_selective_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
-    assert run("--config", settings(reflect="selective", ledger=ledger)).returncode == 0
+    # an adapter starts at random: its losses show whether the choice before left a trace
+    ours = {"reflect": "selective", "ledger": str(tmp_path / "ledger.sqlite"), "use_peft": True, "learning_rate": 1e-2}
+    assert run("--config", settings(**ours)).returncode == 0
     apart = str(tmp_path / "apart")
     for stage in ("recycle", "select", "train"):
-        config = settings(output_dir=apart, reflect="selective", stage=stage, ledger=ledger)
+        config = settings(**ours, output_dir=apart, stage=stage)
         done = run("--config", config, processes=1 if stage == "train" else 2)
         assert done.returncode == 0, done.stderr[-3000:]
     assert len(endpoint.requests) == 16
@@ -485,6 +486,11 @@ def test_the_student_chooses_twice_under_deepspeed(stage, settings, student, end
     assert len(endpoint.requests) == 16
     ledger = tmp_path / "run" / "ledger.sqlite"
     assert keys(tmp_path / "run" / "selected") == winners_among_all(student, endpoint, ledger)
+
+    before = losses(tmp_path / "run")  # of the second trainer in its launch; now the first and only one
+    alone = settings(reflect="selective", stage="train")
+    assert run("--config", alone, processes=2, accelerate=tmp_path / "zero.yaml").returncode == 0
+    assert losses(tmp_path / "run") == before
 
 
 def test_every_configuration_fits_its_recipe(monkeypatch):
