@@ -7,8 +7,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from datasets import Dataset
+
 from .checks import all_of
+from .columns import require_columns
 from .errors import ReflectError, SettingsError
+from .launch import load_table
+from .pairs import to_pairs
 from .prompts import PROMPTS
 from .reflection import ReflectionTransform
 from .selection import check_rule
@@ -27,6 +32,13 @@ class DataArguments:
     turns: str = field(default="last", metadata={"help": "Of a conversation: last exchange, or all of them."})
     invalid: str = field(default="raise", metadata={"help": "Rows that are no pair: raise or drop."})
     stage: str = field(default="all", metadata={"help": "all, recycle, select or train."})
+    reflect: str = field(
+        default="all",
+        metadata={
+            "help": "all: three calls a row, candidates for any student. selective: two, as the student chooses "
+            "between instructions before the rest is asked; `stage: recycle` then needs it, with launcher and GPUs."
+        },
+    )
     candidates: str | None = field(
         default=None, metadata={"help": "A recycled table (folder or Hub id) to choose from."}
     )
@@ -39,6 +51,20 @@ class DataArguments:
         self.rename_columns = _mapping("rename_columns", self.rename_columns)
         if self.stage not in ("all", "recycle", "select", "train"):
             raise SettingsError(f"`stage` is all, recycle, select or train, not {self.stage!r}.")
+        if self.reflect not in ("all", "selective"):
+            raise SettingsError(f"`reflect` is all or selective, not {self.reflect!r}.")
+
+    def pairs(self) -> Dataset:
+        """The table of `to_pairs` of these settings."""
+        if self.dataset is None:
+            raise SettingsError("Name the data to recycle: `dataset: <folder, file or Hub id>`, or `--dataset ...`.")
+        dataset = load_table(self.dataset, self.split)
+        assert not isinstance(self.rename_columns, str)  # parsed above
+        names = self.rename_columns or {}
+        require_columns(dataset.column_names, names, "`rename_columns`", "Give the names as they are: old to new.")
+        dataset = dataset.rename_columns(names)
+        dataset = dataset.take(min(self.max_rows or len(dataset), len(dataset)))
+        return to_pairs(dataset, turns=self.turns, invalid=self.invalid)
 
 
 @dataclass

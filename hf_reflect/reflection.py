@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -321,6 +322,23 @@ class ReflectionTransform:
                 estimate.add_guess(above, waiting * usable, bytes_waiting * usable * growth)
             return estimate.result()
 
+    def estimate_one_a_row(self, dataset: Dataset) -> dict[str, float]:
+        """As `estimate`, where only one version of each row will be reflected on, and which is not known yet."""
+        if not isinstance(self.teacher, Teacher):
+            raise SettingsError("Only a `Teacher` can estimate: a callable knows neither tokens nor prices.")
+        with Ledger(self.teacher.ledger) as ledger:
+            estimate = Estimate(self.teacher, ledger)
+
+            def requests() -> Iterator[dict[str, Any]]:
+                usable = (parent for parent in self._walk(dataset) if parent.is_usable)
+                for _, versions in groupby(usable, key=lambda parent: parent.values["row_id"]):
+                    asks = [self._ask(_Attempt(parent)) for parent in versions]
+                    there = ledger.get(ask.key for ask in asks)
+                    yield max(asks, key=lambda ask: (ask.key in there, size(ask.request["messages"]))).request
+
+            estimate.add(requests())
+            return estimate.result()
+
     def _count(self, dataset: Dataset) -> int:
         """How many versions there are to reflect on."""
         require_columns(dataset.column_names, _NEEDED, "`ReflectionTransform`")
@@ -496,15 +514,19 @@ def _collecting_seldom() -> Iterator[None]:
 
 
 def estimate_recycling(
-    instruction: ReflectionTransform, response: ReflectionTransform, pairs: Dataset
+    instruction: ReflectionTransform, response: ReflectionTransform, pairs: Dataset, selective: bool = False
 ) -> dict[str, float]:
     """What reflecting on every instruction and then on every response would take, asking nothing.
 
     In: the table of `to_pairs`. Returns calls (three a row, less those in the ledger), reused, prompt_tokens,
     completion_tokens, cost; how what is not there yet is counted says `ReflectionTransform.estimate`.
+
+    With `selective` only one response a row is asked for, so it is two calls a row. To which instruction is not known
+    before the student chose: counted is the longer one of those that are there, or the one that has its answer.
     """
     known = copy(instruction)
     known._may_ask, known.teacher = False, copy(instruction.teacher)  # whose `stats` are not the user's
     first = instruction.estimate(pairs)
-    second = response.estimate(pairs.map(known, batched=True, load_from_cache_file=False))
+    table = pairs.map(known, batched=True, load_from_cache_file=False)
+    second = response.estimate_one_a_row(table) if selective else response.estimate(table)
     return {name: first[name] + second[name] for name in first}

@@ -32,7 +32,9 @@ class Run:
     and a process group gives up after minutes. What is recorded:
 
         summary.json   hash and settings (data, teacher, student, selection), then what happened
-        candidates/    all versions; its made_with.json holds the settings `data` and `teacher`
+        instructions/  only with `reflect: selective`: originals and new instructions, with the scores of the choice
+        candidates/    all versions; its made_with.json holds the settings `data` and `teacher`, and with
+                       `reflect: selective` whom they were made for, as `reflect`
         selected/      what the student kept; likewise with `student` and `selection`
         .lock, .work/  who runs here; the rows as trained on, and who is ready; gone at the end
 
@@ -41,7 +43,11 @@ class Run:
         overwrite: whether a table that was made with other settings may be replaced. A ledger never is.
     """
 
-    GUARDS = {"candidates": ("data", "teacher"), "selected": ("student", "selection")}
+    GUARDS = {
+        "instructions": ("data", "teacher", "reflect"),
+        "candidates": ("data", "teacher", "reflect"),
+        "selected": ("student", "selection"),
+    }
 
     def __init__(self, folder: str, overwrite: bool = False):
         import transformers
@@ -110,34 +116,48 @@ class Run:
             time.sleep(_POLL)
         return json.loads(ready.read_text())
 
-    def holds(self, table: str, **settings: dict[str, Any]) -> bool:
-        """Rank 0: whether the folder's table was made with these settings.
+    def has(self, table: str) -> bool:
+        """Whether the folder has this table."""
+        return (self.folder / table).exists()
+
+    def holds(self, table: str, **settings: dict[str, Any] | None) -> bool:
+        """Rank 0: whether the folder's table was made with these settings, by section; None: without that section.
 
         Raises:
             SettingsError: it was made with others, and `overwrite` is off.
         """
-        self._settings |= settings
-        if not (self.folder / table).exists():
+        self._settings |= {section: value for section, value in settings.items() if value is not None}
+        if not self.has(table):
             return False
-        before = self._made_with(table)
-        difference = next(
-            (
-                _difference(section, key, before.get(section, {}).get(key), settings[section].get(key))
-                for section in self.GUARDS[table]
-                for key in {**before.get(section, {}), **settings[section]}
-                if before.get(section, {}).get(key) != settings[section].get(key)
-            ),
-            None,
-        )
-        if difference is None:
+        if (difference := self._first_difference(table, settings)) is None:
             return True
+        section, words = difference
         if not self.overwrite:
             raise SettingsError(
-                f"{self.folder / table} holds the results of another run: {difference}.\nName another `output_dir`, "
+                f"{self.folder / table} holds the results of another run: {words}.\nName another `output_dir`, "
                 "or replace them with `--overwrite true`: replies stay in the ledger, only new chats are asked."
             )
-        self.drop(table)
+        self.drop(next(name for name, sections in self.GUARDS.items() if section in sections))
         return False
+
+    def require(self, table: str, **settings: dict[str, Any] | None) -> None:
+        """Rank 0: raise a SettingsError if the folder's table, which this stage cannot make, was made with others."""
+        if self.has(table) and (difference := self._first_difference(table, settings)):
+            raise SettingsError(
+                f"{self.folder / table} was made for another choice: {difference[1]}.\nChoose as it was made for, or "
+                "make it anew with `--stage recycle --overwrite true`: replies stay in the ledger."
+            )
+
+    def _first_difference(self, table: str, settings: dict[str, dict[str, Any] | None]) -> tuple[str, str] | None:
+        """Its section, and what to say."""
+        made_with = self._made_with(table)
+        for section in self.GUARDS[table]:
+            if section in settings:
+                before, now = made_with.get(section, {}), settings[section] or {}
+                for key in {**before, **now}:
+                    if before.get(key) != now.get(key):
+                        return section, _difference(section, key, before.get(key), now.get(key))
+        return None
 
     def note(self, **sections: Any) -> None:
         """Put something into the summary; only rank 0's is written."""
@@ -175,14 +195,14 @@ class Run:
 
     def load(self, table: str) -> Dataset:
         """A table of this run, the same on all ranks."""
-        if not (self.folder / table).exists():
+        if not self.has(table):
             raise DataError(f"{self.folder / table} does not exist: run the stage that makes it first.")
         return Dataset.load_from_disk(self.folder / table)
 
-    def training_rows(self, make: Callable[[], Dataset]) -> Dataset:
-        """A table that rank 0 makes for the Trainer of all ranks; its caches stay out of the run's tables."""
-        self.first("training_rows", lambda: make().save_to_disk(self.work / "rows"))
-        return Dataset.load_from_disk(self.work / "rows")
+    def training_rows(self, make: Callable[[], Dataset], name: str = "rows") -> Dataset:
+        """A table that rank 0 makes for a Trainer of all ranks; its caches stay out of the run's tables."""
+        self.first(f"training_{name}", lambda: make().save_to_disk(self.work / name))
+        return Dataset.load_from_disk(self.work / name)
 
     def finish(self) -> None:
         """Rank 0 writes and prints the summary; all ranks leave together."""
@@ -199,7 +219,8 @@ class Run:
 
     def _summarise(self) -> None:
         """`summary.json`, atomically. Its hash covers the settings of data, teacher, student and selection."""
-        settings = {name: value for table in self.GUARDS for name, value in self._made_with(table).items()}
+        tables = ("candidates", "selected")  # whose settings cover those of instructions/
+        settings = {name: value for table in tables for name, value in self._made_with(table).items()}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.summary = {"hash": digest, "settings": settings, **self.summary}
         part = self.folder / ".summary.part"
@@ -211,6 +232,8 @@ class Run:
 def _difference(section: str, key: str, before: Any, now: Any) -> str:
     if key == "content" or (section, key) == ("selection", "candidates"):
         return f"the rows of {'the dataset' if section == 'data' else 'the candidates'} have changed"
+    if (section, key) == ("reflect", "order"):
+        return f"`reflect` was {before or 'all'!r} and is now {now or 'all'!r}"
     return f"`{section}.{key}` was {before!r} and is now {now!r}"
 
 

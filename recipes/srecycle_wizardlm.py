@@ -6,11 +6,12 @@
 Every argument: `--help`, or hf_reflect/arguments.py. What is written where: README. Source: arXiv 2402.10110.
 """
 
+from copy import copy
+
 from datasets import Dataset
 
-from hf_reflect import SelectionCallback, Teacher, demo, to_pairs, to_training_ids
+from hf_reflect import SelectionCallback, demo, recycling, to_training_ids
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
-from hf_reflect.columns import require_columns
 from hf_reflect.errors import SettingsError
 from hf_reflect.launch import load_table, load_tokenizer, main_of
 from hf_reflect.reflection import estimate_recycling
@@ -20,38 +21,9 @@ from hf_reflect.run import (
     describe_candidates,
     describe_selected,
     describe_training,
-    is_complete,
     print_estimate,
     weights_digest,
 )
-
-
-def load_pairs(data: DataArguments) -> Dataset:
-    if data.dataset is None:
-        raise SettingsError("Name the data to recycle: `dataset: <folder, file or Hub id>`, or `--dataset ...`.")
-    dataset = load_table(data.dataset, data.split)
-    names = data.rename_columns or {}
-    require_columns(dataset.column_names, names, "`rename_columns`", "Give the names as they are: old to new.")
-    dataset = dataset.rename_columns(names)
-    dataset = dataset.take(min(data.max_rows or len(dataset), len(dataset)))
-    return to_pairs(dataset, turns=data.turns, invalid=data.invalid)
-
-
-def recycle(run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher) -> None:
-    """Pairs → candidates, unless the folder holds them and none of them still waits for the teacher."""
-    table = load_pairs(data)
-    source = {"dataset": data.dataset, "split": data.split, "content": content_digest(table)}
-    made = run.load("candidates") if run.holds("candidates", data=source, teacher=asked.settings(teacher)) else None
-    calls = {"asked": 0, "reused": 0, "failed": 0, "cost": 0.0, "table_reused": made is not None and is_complete(made)}
-    run.note(calls=calls)
-    if calls["table_reused"]:
-        return
-    for transform in asked.reflections(teacher):
-        for name, number in transform.prefetch(table).items():
-            calls[name] = calls.get(name, 0) + number
-        table = table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting: {transform.part}")
-    if made is None or content_digest(made) != content_digest(table):
-        run.save("candidates", table)
 
 
 def main() -> None:
@@ -67,19 +39,48 @@ def main() -> None:
         run.first("demo", lambda: demo.prepare(teacher, run.folder / "student"))
         data.dataset, model.model_name_or_path = demo.PAIRS, str(run.folder / "student")
         run.note(note=demo.NOTE)
+    if selective := data.reflect == "selective":
+        recycling.check_selective(chosen_by.rule, data.candidates)
     if data.estimate_only:
         first, then = asked.reflections(teacher)
-        run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, load_pairs(data))))
+        run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, data.pairs(), selective)))
         return run.close()
 
     # 1. The teacher rewrites: rank 0 asks, the others wait for the table. What can be wrong later is looked at before.
-    recycling = data.stage == "recycle" or (data.stage == "all" and data.candidates is None)
-    if recycling:
+    asking = data.stage == "recycle" or (data.stage == "all" and data.candidates is None)
+    if asking:
         run.first("ready", teacher.check_ready)
-    if data.stage != "recycle":
+    training.output_dir = str(run.folder / "model")
+    if data.stage != "recycle" or selective:
         tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
-    if recycling:
-        run.first("candidates", lambda: recycle(run, data, asked, teacher))
+        student = {"model": model.model_name_or_path, "revision": model.model_revision, "dtype": model.dtype}
+        student |= {"template": chosen_by.template, "max_length": training.max_length, "bf16": training.bf16}
+        student |= {"load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit}
+        student["weights"] = run.first("weights", lambda: weights_digest(model.model_name_or_path))
+    made_for = recycling.made_for(student, chosen_by.rule, training.seed) if selective else None
+
+    def ids_of(table: Dataset) -> Dataset:
+        return to_training_ids(table, tokenizer, chosen_by.template, training.max_length)
+
+    def trainer_of(rows: Dataset, arguments: SFTConfig) -> SFTTrainer:
+        return SFTTrainer(
+            model=model.model_name_or_path,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
+
+    if asking and not selective:
+        run.first("candidates", lambda: recycling.reflect_all(run, data, asked, teacher))
+    elif asking:  # the student chooses between original and new instruction before anything is answered anew
+        if run.first("instructions", lambda: recycling.reflect_instructions(run, data, asked, teacher, made_for)):
+            arguments = copy(training)
+            arguments.output_dir = str(run.work / "choice")
+            rows = run.training_rows(lambda: ids_of(recycling.unscored(run.load("instructions"))), "unscored")
+            recycling.score_instructions(run, lambda: trainer_of(rows, arguments), chosen_by, training.seed)
+        run.first("candidates", lambda: recycling.reflect_chosen(run, asked, teacher, chosen_by.rule, training.seed))
     if data.stage == "recycle":
         run.note(candidates=describe_candidates(run.load("candidates")))
         return run.finish()
@@ -87,17 +88,17 @@ def main() -> None:
     # 2. The student chooses among all versions, inside the trainer that will train on them.
     candidates = load_table(data.candidates, what="candidates") if data.candidates else run.load("candidates")
     run.note(candidates=describe_candidates(candidates))
-    student = {"model": model.model_name_or_path, "revision": model.model_revision, "dtype": model.dtype}
-    student |= {"template": chosen_by.template, "max_length": training.max_length, "bf16": training.bf16}
-    student |= {"load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit}
+    playing = recycling.chosen_branches(candidates) if selective else candidates
     selection = {"rule": chosen_by.rule, "keep": chosen_by.keep, "seed": training.seed}
     selection |= {"ifd_gate": chosen_by.ifd_gate, "r_ifd_gate": chosen_by.r_ifd_gate}
 
     def is_chosen() -> bool:
-        student["weights"] = weights_digest(model.model_name_or_path)
-        selection["candidates"] = content_digest(candidates)
+        selection["candidates"] = content = content_digest(candidates)
         if data.candidates:  # another run's: a copy with scores comes here, unless this folder has its own
-            run.holds("candidates", data={"dataset": data.candidates, "content": selection["candidates"]}, teacher={})
+            source = {"dataset": data.candidates, "content": content}
+            run.holds("candidates", data=source, teacher={}, reflect=None)
+        else:
+            run.require("candidates", reflect=made_for)
         return run.holds("selected", student=student, selection=selection)
 
     reuse = run.first("is_chosen", is_chosen)
@@ -105,28 +106,15 @@ def main() -> None:
         raise SettingsError(
             f"`stage: train` needs {run.folder / 'selected'}: run `stage: select` with these settings first."
         )
-
-    def training_rows() -> Dataset:
-        if reuse:
-            return run.load("selected")
-        return to_training_ids(candidates, tokenizer, chosen_by.template, training.max_length)
-
-    training.output_dir = str(run.folder / "model")
-    trainer = SFTTrainer(
-        model=model.model_name_or_path,
-        args=training,
-        train_dataset=run.training_rows(training_rows),
-        processing_class=tokenizer,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
+    trainer = trainer_of(run.training_rows(lambda: run.load("selected") if reuse else ids_of(playing)), training)
     if not reuse:
         callback = SelectionCallback(trainer, **vars(chosen_by), seed=training.seed)
         trainer.add_callback(callback)
         selected = callback.choose()
 
         def save_choice() -> None:
-            run.save("candidates", callback.with_scores(candidates))
+            scored = callback.with_scores(playing)
+            run.save("candidates", recycling.put_scores(candidates, scored) if selective else scored)
             run.save("selected", selected)
 
         run.first("selected", save_choice)

@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -255,6 +257,7 @@ def mendable(name, changes, words, slow=True):
         mendable("misspelt key", {"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
         mendable("rule", {"rule": "papr"}, "The rule 'papr' is unknown"),
         mendable("stage", {"stage": "recycel"}, "`stage` is all, recycle, select or train"),
+        mendable("order", {"reflect": "some"}, "`reflect` is all or selective"),
         mendable("student", {"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
     ],
 )
@@ -315,6 +318,181 @@ def test_the_recipe_runs_under_zero_3_as_shipped(settings, tmp_path):
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+# ---- reflect: selective
+
+
+def keys(folder):
+    table = datasets.load_from_disk(folder)
+    return sorted(zip(table["row_id"], table["variant"], strict=True))
+
+
+def winners_among_all(student, endpoint, ledger):
+    """What the student chooses when everything is reflected on: computed here, with the replies of a run."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_reflect import ReflectionTransform, StudentScorer, Teacher, select, to_pairs
+
+    teacher = Teacher("teacher", base_url=endpoint.url, ledger=str(ledger))
+    table = to_pairs(datasets.Dataset.from_list(ROWS))
+    for part in ("instruction", "response"):
+        table = table.map(ReflectionTransform(teacher, part), batched=True, load_from_cache_file=False)
+    assert len(table) == 32 and None not in table["response"][:]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    scored = StudentScorer(model, tokenizer, template="vicuna", max_length=256).score(table)
+    chosen = select(scored, ifd_gate=None, r_ifd_gate=None, keep=None)
+    return sorted(zip(chosen["row_id"], chosen["variant"], strict=True))
+
+
+def test_asking_for_what_the_student_chose_takes_two_calls_a_row(settings, student, endpoint, tmp_path):
+    done = run("--config", settings(reflect="selective", max_steps=1))
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = summary(tmp_path / "run")
+    assert len(endpoint.requests) == 16 == result["calls"]["asked"]
+    assert result["settings"]["reflect"]["rule"] == "paper" and result["selected"]["rows"] == 8
+    candidates = datasets.load_from_disk(tmp_path / "run" / "candidates")
+    assert len(candidates) == 24 and None not in candidates["ifd"][:]  # those that lost the first duel keep theirs
+    answered = [variant for variant in candidates["variant"] if "response" in variant]
+    assert len(answered) == 8 and len(set(answered)) == 2  # some of each, else nothing is compared here
+    children = {"original": "response", "instruction": "instruction+response"}
+    below = list(zip(candidates["row_id"], candidates["variant"], strict=True))
+    for (row_id, variant), parent in zip(below[1:], below, strict=False):
+        assert "response" not in variant or (row_id, variant) == (parent[0], children[parent[1]])
+
+    whole = winners_among_all(student, endpoint, tmp_path / "run" / "ledger.sqlite")
+    assert len(endpoint.requests) == 24  # the losing branches, too
+    assert keys(tmp_path / "run" / "selected") == whole
+
+
+@pytest.mark.slow
+def test_both_orders_choose_alike_on_the_demo(tmp_path):
+    quickstart = ("--config", ROOT / "recipes" / "quickstart.yaml", "--max_steps", "3", "--logging_steps", "1")
+    results = {}
+    for name, order, processes in (("all", "all", 1), ("selective", "selective", 1), ("two", "selective", 2)):
+        if name != "all":
+            shutil.copytree(tmp_path / "all" / "student", tmp_path / name / "student")
+        done = run(*quickstart, "--output_dir", tmp_path / name, "--reflect", order, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[name] = summary(tmp_path / name)
+    calls = {name: (result["calls"]["asked"], result["calls"]["reused"]) for name, result in results.items()}
+    assert calls == {"all": (0, 141), "selective": (0, 96), "two": (0, 96)}
+    assert len({result["selected"]["keys"] for result in results.values()}) == 1
+    assert losses(tmp_path / "selective") == losses(tmp_path / "all")
+    inside = [results["two"]["training"][name] for name in ("processes", "backend", "model_class")]
+    assert inside == [2, "gloo", "DistributedDataParallel"]
+    chosen = [datasets.load_from_disk(tmp_path / name / "selected")["input_ids"][:] for name in results]
+    assert chosen[0] == chosen[1] == chosen[2]
+
+
+@pytest.mark.slow
+def test_selective_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
+    # an adapter starts at random: its losses show whether the choice before left a trace
+    ours = {"reflect": "selective", "ledger": str(tmp_path / "ledger.sqlite"), "use_peft": True, "learning_rate": 1e-2}
+    assert run("--config", settings(**ours)).returncode == 0
+    apart = str(tmp_path / "apart")
+    for stage in ("recycle", "select", "train"):
+        config = settings(**ours, output_dir=apart, stage=stage)
+        done = run("--config", config, processes=1 if stage == "train" else 2)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert len(endpoint.requests) == 16
+    assert losses(apart) == losses(tmp_path / "run")
+    assert keys(f"{apart}/selected") == keys(tmp_path / "run" / "selected")
+    again = run("--config", config, "--stage", "all")
+    assert again.returncode == 0 and "the candidates are reused" in again.stdout
+    assert len(endpoint.requests) == 16
+
+
+@pytest.mark.slow
+def test_selective_candidates_are_for_one_student_and_rule(settings, endpoint, tmp_path):
+    ours = {"reflect": "selective", "max_steps": 1}
+    assert run("--config", settings(**ours)).returncode == 0
+    before = summary(tmp_path / "run")
+    for changes, words in (
+        ({"rule": "r_ifd"}, "`reflect.rule` was 'paper' and is now 'r_ifd'"),
+        ({"rule": "r_ifd", "stage": "select", "overwrite": True}, "`reflect.rule` was 'paper' and is now 'r_ifd'"),
+        ({"max_length": 128}, "`reflect.max_length` was 256 and is now 128"),
+        ({"reflect": "all"}, "`reflect` was 'selective' and is now 'all'"),
+        ({"reflect": "all", "stage": "select"}, "`reflect` was 'selective' and is now 'all'"),
+        ({"candidates": f"{tmp_path}/other/candidates"}, "nothing is asked"),
+        ({"rule": "longest"}, "`reflect: all`"),
+    ):
+        lines = said(run("--config", settings(**ours | changes)))
+        assert len(lines) <= 3 and words in lines[0]
+    assert summary(tmp_path / "run") == before and len(endpoint.requests) == 16
+    done = run("--config", settings(**ours, rule="r_ifd"), "--overwrite", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert summary(tmp_path / "run")["settings"]["reflect"]["rule"] == "r_ifd"
+    assert 16 < len(endpoint.requests) < 24  # new responses only where the choice is another
+    done = run("--config", settings(**ours | {"reflect": "all"}), "--overwrite", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(summary(tmp_path / "run")["settings"]) == {"data", "teacher", "student", "selection"}
+    assert len(endpoint.requests) == 24 and not (tmp_path / "run" / "instructions").exists()
+
+
+@pytest.mark.slow
+def test_a_kill_between_choice_and_responses_costs_neither(settings, student, endpoint, tmp_path):
+    endpoint.latency = 0.5
+    config = settings(reflect="selective", max_steps=1, max_concurrency=1)
+    process = subprocess.Popen([sys.executable, str(ROOT / RECIPE), "--config", str(config)], cwd=ROOT)
+    until = time.monotonic() + 200
+    while len(endpoint.requests) < 11 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert len(endpoint.requests) == 11 and not (tmp_path / "run" / "candidates").exists()
+    made = (tmp_path / "run" / "instructions" / "made_with.json").stat().st_mtime_ns
+    assert "`reflect.rule` was" in said(run("--config", settings(reflect="selective", rule="ifd")))[0]
+
+    endpoint.latency = 0.0
+    done = run("--config", settings(reflect="selective", max_steps=1))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 16 <= len(endpoint.requests) <= 17  # the one in flight may be asked twice
+    assert (tmp_path / "run" / "instructions" / "made_with.json").stat().st_mtime_ns == made  # not scored again
+    whole = winners_among_all(student, endpoint, tmp_path / "run" / "ledger.sqlite")
+    assert keys(tmp_path / "run" / "selected") == whole
+
+
+@pytest.mark.slow
+def test_a_new_instruction_that_came_later_is_chosen_from(settings, student, endpoint, tmp_path):
+    def failing(request):
+        asked = str(request)
+        lost = "[New Instruction]" in asked and any(word in asked for word in ("synonym", "iron or cork"))
+        return {"status": 400, "body": {"error": {"message": "not now"}}} if lost else rewriting(request)
+
+    endpoint.answer = failing
+    config = settings(reflect="selective", max_steps=1)
+    assert run("--config", config, processes=2).returncode == 0
+    assert summary(tmp_path / "run")["candidates"]["unusable"] == {"teacher": 2} and len(endpoint.requests) == 16
+    assert summary(tmp_path / "run")["selected"]["rows"] == 8
+
+    endpoint.answer = rewriting
+    done = run("--config", config, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert summary(tmp_path / "run")["candidates"]["unusable"] == {}
+    assert 18 <= len(endpoint.requests) <= 20  # two instructions, and the responses to them where they won
+    whole = winners_among_all(student, endpoint, tmp_path / "run" / "ledger.sqlite")
+    assert keys(tmp_path / "run" / "selected") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_student_chooses_twice_under_deepspeed(stage, settings, student, endpoint, tmp_path):
+    shipped = yaml.safe_load((ROOT / "accelerate_configs" / f"zero{stage}.yaml").read_text())
+    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(shipped | {"use_cpu": True, "num_processes": 2}))
+    done = run("--config", settings(reflect="selective"), processes=2, accelerate=tmp_path / "zero.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    training = summary(tmp_path / "run")["training"]
+    inside = training["processes"], training["distributed_type"], training["model_class"]
+    assert inside == (2, "DEEPSPEED", "DeepSpeedEngine")
+    assert len(endpoint.requests) == 16
+    ledger = tmp_path / "run" / "ledger.sqlite"
+    assert keys(tmp_path / "run" / "selected") == winners_among_all(student, endpoint, ledger)
+
+    before = losses(tmp_path / "run")  # of the second trainer in its launch; now the first and only one
+    alone = settings(reflect="selective", stage="train")
+    assert run("--config", alone, processes=2, accelerate=tmp_path / "zero.yaml").returncode == 0
+    assert losses(tmp_path / "run") == before
+
+
 def test_every_configuration_fits_its_recipe(monkeypatch):
     from trl import ModelConfig, SFTConfig
 
@@ -323,7 +501,8 @@ def test_every_configuration_fits_its_recipe(monkeypatch):
     types = (DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig)
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(path)])
-        assert parse_arguments(types, "recipe.py")[0].stage == "all"
+        data = parse_arguments(types, "recipe.py")[0]
+        assert (data.stage, data.reflect) == ("all", "all")
 
 
 def test_the_recipe_reads_in_under_150_lines():

@@ -1,0 +1,208 @@
+"""The teacher's part of a run, for rank 0: pairs become candidates, in one of two orders.
+
+    all        new instructions, then new responses to originals and new instructions            3 calls a row
+    selective  new instructions; the student chooses; new responses to what it chose only        2 calls a row
+
+Both give the same winners for the same replies: who wins the duel of instructions (V2 Eq. 6) does not depend on the
+responses that are made afterwards. Tables on disk carry the work from step to step, so a killed run goes on from the
+last one.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from .arguments import DataArguments, SelectionArguments, TeacherArguments
+from .columns import KEY_COLUMNS, SCORE_COLUMNS, is_usable
+from .errors import SettingsError
+from .reflection import ReflectionTransform
+from .run import Run, content_digest, is_complete
+from .selection import RULES, kept_positions
+from .teacher import Teacher
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+    from .callback import SelectionCallback
+
+_ANSWERED = {"response": "original", "instruction+response": "instruction"}  # what each was written to
+
+
+def check_selective(rule: str, candidates: str | None) -> None:
+    """Raise a SettingsError where `reflect: selective` cannot work."""
+    if candidates is not None:
+        raise SettingsError(
+            f"With `candidates: {candidates}` nothing is asked, so there is no order of asking: leave out "
+            "`reflect: selective`, or `candidates`."
+        )
+    if RULES[rule].among_all is not None:
+        raise SettingsError(
+            f"The rule {rule!r} compares all versions of a row at once, so none can be left out before the responses "
+            "are rewritten: it needs `reflect: all`."
+        )
+    if other := [name for name in RULES[rule].needs if name not in SCORE_COLUMNS]:
+        raise SettingsError(
+            f"The rule {rule!r} needs the column {other[0]!r}, which nobody adds between the two reflections. Use "
+            "`reflect: all` and `stage: recycle`, add it, and select from that table by `candidates`."
+        )
+
+
+def made_for(student: dict[str, Any], rule: str, seed: int) -> dict[str, Any]:
+    """What candidates of `reflect: selective` depend on beside data and teacher: the student and how it chooses."""
+    return {"order": "selective", **student, "rule": rule, **({"seed": seed} if rule == "random" else {})}
+
+
+def reflect_all(run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher) -> None:
+    """`reflect: all`. Pairs → candidates, unless the folder holds them and none still waits for the teacher."""
+    table = _pairs(run, data, asked, teacher, None)
+    if table is None:
+        return
+    for transform in asked.reflections(teacher):
+        table = _reflected(run, table, transform)
+    _save(run, "candidates", table)
+
+
+def reflect_instructions(
+    run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher, made_for: dict[str, Any] | None
+) -> int:
+    """`reflect: selective`, before the student's choice. Pairs → instructions/; how many versions wait to be scored.
+
+    Versions that were scored before, and have not changed since, keep their scores.
+    """
+    table = _pairs(run, data, asked, teacher, made_for)
+    if table is None:
+        return 0
+    table = _reflected(run, table, asked.reflections(teacher)[0])
+    if run.has("instructions"):
+        table = put_scores(table, run.load("instructions"))
+    _save(run, "instructions", table)
+    return len(unscored(run.load("instructions")))
+
+
+def unscored(instructions: Dataset) -> Dataset:
+    """All versions of the rows in which a usable version has no scores yet."""
+    texts = zip(instructions["instruction"][:], instructions["response"][:], strict=True)
+    waiting = {
+        row_id
+        for row_id, text, scores in zip(instructions["row_id"], texts, _scores(instructions), strict=True)
+        if is_usable(*text) and all(score is None for score in scores.values())
+    }
+    return instructions.select([n for n, row_id in enumerate(instructions["row_id"]) if row_id in waiting])
+
+
+def score_instructions(run: Run, build: Callable[[], "SFTTrainer"], chosen_by: SelectionArguments, seed: int) -> None:
+    """`reflect: selective`, the student's choice; all ranks call. The scores go into instructions/.
+
+    `build` makes a trainer over `unscored(instructions)`. Afterwards nothing of it is left: no memory is held while
+    the teacher is asked for hours, and random states are as before, so that a new adapter begins as in a launch that
+    only trains.
+    """
+    import torch
+    from accelerate.state import AcceleratorState
+    from accelerate.utils.memory import clear_device_cache
+
+    from .callback import SelectionCallback
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        trainer = build()
+        # nothing is dropped: filter and gates are for the winners of both stages
+        callback = SelectionCallback(
+            trainer,
+            rule=chosen_by.rule,
+            ifd_gate=None,
+            r_ifd_gate=None,
+            keep=None,
+            seed=seed,
+            template=chosen_by.template,
+        )
+        callback.choose()
+    run.first("scores", partial(_keep_scores, run, callback))
+    trainer.accelerator.free_memory()
+    for parameter in trainer.model.parameters():
+        if hasattr(parameter, "ds_tensor"):  # ZeRO-3: DeepSpeed's own lists keep modules alive, so these give way here
+            parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+    del trainer, callback  # they refer to each other, so only the collector frees them
+    AcceleratorState._reset_state()  # else the next trainer cannot bring its DeepSpeed settings; processes stay joined
+    clear_device_cache(garbage_collection=True)
+
+
+def _keep_scores(run: Run, callback: "SelectionCallback") -> None:
+    table = run.load("instructions")
+    run.save("instructions", put_scores(table, callback.with_scores(unscored(table))))
+
+
+def reflect_chosen(run: Run, asked: TeacherArguments, teacher: Teacher, rule: str, seed: int) -> None:
+    """`reflect: selective`, after the student's choice. instructions/ → candidates, new responses to the chosen."""
+    if run.summary["calls"]["table_reused"]:
+        return
+    table = run.load("instructions")
+    chosen = kept_positions(table, rule, ifd_gate=None, r_ifd_gate=None, keep=None, seed=seed)
+    others = np.setdiff1d(np.arange(len(table)), chosen)
+    answered = _reflected(run, table.select(chosen), asked.reflections(teacher)[1])
+    # a new response stands below what it answers, as in `all`
+    place = np.concatenate([others, np.repeat(chosen, 2)])
+    both = concatenate_datasets([table.select(others), answered])
+    _save(run, "candidates", both.select(np.argsort(place, kind="stable")))
+
+
+def chosen_branches(candidates: Dataset) -> Dataset:
+    """Of each row the version that the student chose to have answered anew, and the new response to it.
+
+    Which one that was the table itself says: it is the one with a row for a new response, usable or not.
+    """
+    versions = list(zip(candidates["row_id"], candidates["variant"], strict=True))
+    answered = {(row_id, _ANSWERED[variant]) for row_id, variant in versions if variant in _ANSWERED}
+    return candidates.select([n for n, each in enumerate(versions) if each in answered or each[1] in _ANSWERED])
+
+
+def put_scores(table: Dataset, scored: Dataset) -> Dataset:
+    """The table with the scores of these versions, where the texts are the same; its others keep theirs."""
+    from .scoring import replace_scores
+
+    new = dict(zip(_versions(scored), _scores(scored), strict=True))
+    rows = [new.get(version, own) for version, own in zip(_versions(table), _scores(table), strict=True)]
+    return replace_scores(table, {name: [row[name] for row in rows] for name in SCORE_COLUMNS})
+
+
+def _pairs(
+    run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher, made_for: dict[str, Any] | None
+) -> Dataset | None:
+    """What is to be recycled; None where the folder holds what came of it, and none of that waits for the teacher."""
+    pairs = data.pairs()
+    settings = {
+        "data": {"dataset": data.dataset, "split": data.split, "content": content_digest(pairs)},
+        "teacher": asked.settings(teacher),
+        "reflect": made_for,
+    }
+    reused = run.holds("candidates", **settings) and is_complete(run.load("candidates"))
+    if made_for and not reused:
+        run.holds("instructions", **settings)
+    run.note(calls={"asked": 0, "reused": 0, "failed": 0, "cost": 0.0, "table_reused": reused})
+    return None if reused else pairs
+
+
+def _reflected(run: Run, table: Dataset, transform: ReflectionTransform) -> Dataset:
+    """Ask in one stream, then replay; counted in the summary."""
+    calls = run.summary["calls"]
+    for name, number in transform.prefetch(table).items():
+        calls[name] = calls.get(name, 0) + number
+    return table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting: {transform.part}")
+
+
+def _save(run: Run, name: str, table: Dataset) -> None:
+    """Save, unless just these versions are there: their scores, and what was made from them, stay."""
+    if not run.has(name) or content_digest(run.load(name)) != content_digest(table):
+        run.save(name, table)
+
+
+def _versions(table: Dataset) -> Iterator[tuple]:
+    return zip(*(table[name][:] for name in (*KEY_COLUMNS, "instruction", "input", "response")), strict=True)
+
+
+def _scores(table: Dataset) -> Iterator[dict[str, float | None]]:
+    columns = [table[name][:] if name in table.column_names else [None] * len(table) for name in SCORE_COLUMNS]
+    return (dict(zip(SCORE_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True))
