@@ -16,7 +16,7 @@ from .launch import load_table
 from .pairs import to_pairs
 from .prompts import PROMPTS
 from .reflection import ReflectionTransform
-from .selection import check_rule
+from .selection import check_rule, check_schedule
 from .teacher import Teacher
 from .templates import check_template
 
@@ -139,6 +139,7 @@ class SelectionArguments:
     """How the student chooses."""
 
     rule: str = field(default="paper", metadata={"help": "A name in hf_reflect.RULES."})
+    schedule: str = field(default="once", metadata={"help": "once, or epoch: versions are chosen anew at each epoch."})
     ifd_gate: float | None = field(default=1.0, metadata={"help": "Keep rows with IFD strictly below; null: no gate."})
     r_ifd_gate: float | None = field(
         default=1.0, metadata={"help": "Keep rows with r-IFD strictly below; null: no gate."}
@@ -148,6 +149,7 @@ class SelectionArguments:
 
     def __post_init__(self) -> None:
         check_rule(self.rule, self.keep)
+        check_schedule(self.schedule)
         check_template(self.template)
 
 

@@ -7,6 +7,7 @@ Every argument: `--help`, or hf_reflect/arguments.py. What is written where: REA
 """
 
 from copy import copy
+from shutil import rmtree
 
 from datasets import Dataset
 
@@ -106,9 +107,16 @@ def main() -> None:
         raise SettingsError(
             f"`stage: train` needs {run.folder / 'selected'}: run `stage: select` with these settings first."
         )
-    trainer = trainer_of(run.training_rows(lambda: run.load("selected") if reuse else ids_of(playing)), training)
-    if not reuse:
-        callback = SelectionCallback(trainer, **vars(chosen_by), seed=training.seed)
+    choosing = not reuse or chosen_by.schedule == "epoch"
+    if reuse and choosing:  # the first choice is that of the scores which were saved with it
+        playing = run.load("candidates")
+        playing = recycling.chosen_branches(playing) if selective else playing
+    trainer = trainer_of(run.training_rows(lambda: ids_of(playing) if choosing else run.load("selected")), training)
+    if choosing:
+        scores = None if reuse else run.folder / "scores"
+        callback = SelectionCallback(
+            trainer, **vars(chosen_by), seed=training.seed, rescore=not reuse, checkpoint_dir=scores
+        )
         trainer.add_callback(callback)
         selected = callback.choose()
 
@@ -116,8 +124,10 @@ def main() -> None:
             scored = callback.with_scores(playing)
             run.save("candidates", recycling.put_scores(candidates, scored) if selective else scored)
             run.save("selected", selected)
+            rmtree(run.folder / "scores", ignore_errors=True)
 
-        run.first("selected", save_choice)
+        if not reuse:
+            run.first("selected", save_choice)
 
     # 3. The student learns what it chose.
     if data.stage != "select":

@@ -7,6 +7,7 @@ numbers.py   what the choice did, for `report_to` and for people
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from ..columns import SCORE_COLUMNS, require_columns
 from ..errors import DataError, SettingsError
 from ..scoring import StudentScorer, replace_scores
 from ..scoring.processes import Processes
-from ..selection import RULES, Decision, check_rule, decide, kept_positions
+from ..selection import RULES, Decision, check_rule, check_schedule, decide, kept_positions
 from . import record
 from .numbers import as_table, numbers_of
 from .student import Untouched, lent
@@ -59,6 +60,8 @@ class SelectionCallback(TrainerCallback):
             made them.
         tokens_per_batch: of the scorer; "auto" takes a training batch's tokens on a GPU, so that scoring needs less
             memory than training.
+        checkpoint_dir: a folder that all processes see, for the scores before training: after a crash the same run
+            goes on scoring where it ended.
 
     Attributes:
         candidates: the table the trainer was built with, scored; None before the choice, and after a resume.
@@ -87,10 +90,10 @@ class SelectionCallback(TrainerCallback):
         template: str = "auto",
         rescore: bool = True,
         tokens_per_batch: int | str = "auto",
+        checkpoint_dir: str | os.PathLike | None = None,
     ):
         check_rule(rule, keep)
-        if schedule not in ("once", "epoch"):
-            raise SettingsError(f'`schedule` is "once" or "epoch", not {schedule!r}.')
+        check_schedule(schedule)
         if getattr(trainer.args, "packing", False):
             raise SettingsError(
                 "`SelectionCallback` cannot choose among packed rows: several pairs share one. Choose first, then "
@@ -118,6 +121,7 @@ class SelectionCallback(TrainerCallback):
         self.template, self._lengths = template, _lengths(dataset)
         self.max_length = getattr(trainer.args, "max_length", None) or int(self._lengths.max())
         self.tokens_per_batch = self._within_training(tokens_per_batch)
+        self.checkpoint_dir = checkpoint_dir
         self._auto_tokens = tokens_per_batch == "auto"
         self.scorer = self._scorer()
         self._check_ids()
@@ -146,7 +150,7 @@ class SelectionCallback(TrainerCallback):
         """
         if self.selected is None:
             table = self._in_order()
-            scored = self._scored(table) if self.rescore else table
+            scored = self._scored(table, self.checkpoint_dir) if self.rescore else table
             if not self.rescore:
                 needed = RULES[self.rule].needs
                 require_columns(scored.column_names, needed, f"The rule {self.rule!r} with `rescore=False`")
@@ -244,12 +248,12 @@ class SelectionCallback(TrainerCallback):
                 )
         return prepared
 
-    def _scored(self, rows: Dataset) -> Dataset:
+    def _scored(self, rows: Dataset, checkpoint_dir: str | os.PathLike | None = None) -> Dataset:
         """These rows with the student's scores as it is now."""
         self._undo_evaluation()
         scorer = self._scorer()
         with lent(self.trainer, training=self._trained):
-            scored = scorer.score(rows)
+            scored = scorer.score(rows, checkpoint_dir)
         if self.candidates is None:
             self.scorer = scorer
         # another limit, say by the memory that is free after a resume, would round otherwise
@@ -332,7 +336,6 @@ class SelectionCallback(TrainerCallback):
             **self.settings,
             "template": self.scorer.template.name,
             "max_length": self.max_length,
-            "rescored": self.rescore,
             "candidates": self._described,
         }
 
@@ -341,7 +344,13 @@ class SelectionCallback(TrainerCallback):
         assert self.selected is not None
         first = {"first": record.rows_of(self._first)} if self.schedule == "epoch" else {}
         rows = record.rows_of(record.keys_of(self.selected))
-        return {**self._settings(), "tokens_per_batch": self.tokens_per_batch, **first, "rows": rows}
+        return {
+            **self._settings(),
+            "rescored": self.rescore,
+            "tokens_per_batch": self.tokens_per_batch,
+            **first,
+            "rows": rows,
+        }
 
     def _resume(self, checkpoint: Path) -> None:
         """Take the choice that a checkpoint was trained on."""

@@ -18,7 +18,18 @@ from ..errors import DataError, SettingsError
 from .rules import COIN, HIGH_COHERENCE, HIGH_IFD, LONGEST, LOW_R_IFD, RESPONSE, RULES, Rule, Stage, winners
 from .versions import TEXT_LENGTH, VARIANTS, Versions, hashes, read_numbers, read_rows, read_versions
 
-__all__ = ["RULES", "VARIANTS", "Decision", "Rule", "check_rule", "decide", "kept_positions", "select", "select_top"]
+__all__ = [
+    "RULES",
+    "VARIANTS",
+    "Decision",
+    "Rule",
+    "check_rule",
+    "check_schedule",
+    "decide",
+    "kept_positions",
+    "select",
+    "select_top",
+]
 
 # what `select_top` can go by
 _TOP = {"ifd": HIGH_IFD, "r_ifd": LOW_R_IFD, "coherence": HIGH_COHERENCE, "longest": LONGEST, "random": (COIN, -1)}
@@ -174,6 +185,12 @@ def check_rule(rule: str, keep: str | None) -> None:
         raise SettingsError(f"The rule {rule!r} is unknown; there are {', '.join(RULES)}.")
     if keep not in ("reflected", None):
         raise SettingsError(f'`keep` is "reflected" or None, not {keep!r}.')
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise a SettingsError unless it is known."""
+    if schedule not in ("once", "epoch"):
+        raise SettingsError(f'`schedule` is "once" or "epoch", not {schedule!r}.')
 
 
 def _check_number(name: str, value: Any, kind: type = Real) -> None:
