@@ -26,6 +26,7 @@ from hf_reflect import SelectionCallback, to_training_ids
 from hf_reflect.errors import DataError
 
 student, table, output, backend, modes = sys.argv[1:]
+ON_GPU = os.environ.get("DEVICE") == "cuda"  # as tests/benchmarks/callback.py sets it
 tokenizer = AutoTokenizer.from_pretrained(student)
 candidates = to_training_ids(datasets.load_from_disk(table), tokenizer, "vicuna", 256)
 
@@ -43,13 +44,15 @@ def build(rows, name="out", **settings):
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
-            "bf16": False,
-            "use_cpu": True,
+            "bf16": ON_GPU,
+            "use_cpu": not ON_GPU,
             "disable_tqdm": True,
             **settings,
         }
     )
-    if backend == "fsdp":  # which accelerate lets become DDP where there is no GPU, whatever was asked for
+    if (
+        backend == "fsdp" and not ON_GPU
+    ):  # which accelerate lets become DDP where there is no GPU, whatever was asked for
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return SFTTrainer(student, args=arguments, train_dataset=rows, processing_class=tokenizer)
 

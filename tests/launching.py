@@ -8,31 +8,36 @@ import sys
 import yaml
 from conftest import ROOT
 
-CONFIGURATIONS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
-
 
 def on_cpu(name, folder):
     """A shipped configuration in the spelling that starts two CPU processes."""
-    shipped = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text())
-    shipped |= {"use_cpu": True, "num_processes": 2}
+    return configured(name, folder, use_cpu=True, num_processes=2)
+
+
+def on_gpus(name, folder):
+    """A shipped configuration for the GPUs that there are."""
+    import torch
+
+    return configured(name, folder, num_processes=torch.cuda.device_count())
+
+
+def configured(name, folder, **changes):
+    """DeepSpeed's settings go into a file: without a threshold of 0 nothing of a model this small is partitioned."""
+    shipped = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text()) | changes
     if shipped["distributed_type"] == "DEEPSPEED":
-        given = shipped["deepspeed_config"]
-        stage = given["zero_stage"]
-        # without a threshold of 0 nothing of a model this small is partitioned
-        zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
-        for part in ("optimizer", "param"):
-            if (device := given.get(f"offload_{part}_device", "none")) != "none":
-                zero[f"offload_{part}"] = {"device": device}
+        stage = shipped["deepspeed_config"]["zero_stage"]
         settings = {
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
             "gradient_clipping": "auto",
-            "zero_optimization": zero,
+            "bf16": {"enabled": "auto"},
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
         }
         (folder / "deepspeed.json").write_text(json.dumps(settings))
+        init = shipped["deepspeed_config"].get("zero3_init_flag", False)
         shipped["deepspeed_config"] = {
             "deepspeed_config_file": str(folder / "deepspeed.json"),
-            "zero3_init_flag": given.get("zero3_init_flag", False),
+            "zero3_init_flag": init,
         }
         del shipped["mixed_precision"]
     path = folder / f"{name}.yaml"

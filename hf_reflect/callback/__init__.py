@@ -1,19 +1,18 @@
 """The joint with the Trainer: the student about to be trained, as the trainer holds it, chooses its data.
 
+checks.py    what the trainer and its rows must be
 view.py      the training set whose versions change between epochs
 student.py   the trainer's model, lent for scoring and given back as it was
 record.py    what was chosen, on disk
 numbers.py   what the choice did, for `report_to` and for people
 """
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,6 +23,7 @@ from ..scoring import StudentScorer, replace_scores
 from ..scoring.processes import Processes
 from ..selection import RULES, Decision, check_rule, check_schedule, decide, kept_positions
 from . import record
+from .checks import check_ids, check_trainer, lengths_of, same_rows
 from .numbers import as_table, numbers_of
 from .student import Untouched, lent
 from .view import CandidateView
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 __all__ = ["CandidateView", "SelectionCallback"]
-logger = logging.getLogger(__name__)
 
 
 class SelectionCallback(TrainerCallback):
@@ -94,37 +93,19 @@ class SelectionCallback(TrainerCallback):
     ):
         check_rule(rule, keep)
         check_schedule(schedule)
-        if getattr(trainer.args, "packing", False):
-            raise SettingsError(
-                "`SelectionCallback` cannot choose among packed rows: several pairs share one. Choose first, then "
-                "pack: build the trainer with `packing=False`, take `chosen = SelectionCallback(trainer).choose()`, "
-                "and build a second one with `packing=True` over `chosen`. Or set `padding_free=True` and "
-                "`max_length=None`, which saves the padding as well."
-            )
-        dataset = trainer.train_dataset
-        if not isinstance(dataset, Dataset):
-            raise SettingsError(
-                f"`SelectionCallback` needs the candidates as a `datasets.Dataset`, not a {type(dataset).__name__}: "
-                "it scores all before it chooses. Make a table of a stream first: `Dataset.from_list(list(stream))`."
-            )
-        require_columns(
-            dataset.column_names,
-            ("row_id", "variant", "instruction", "input", "response", "input_ids"),
-            "`SelectionCallback`",
-            "Build the trainer with `to_training_ids(candidates, tokenizer)`.",
-        )
+        check_trainer(trainer)
         if isinstance(getattr(trainer.train, "__self__", None), SelectionCallback):
             raise SettingsError("The trainer has a `SelectionCallback` already: build it anew for another choice.")
         self.trainer = trainer
         self.rule, self.schedule, self.rescore = rule, schedule, rescore
         self.settings: dict[str, Any] = {"ifd_gate": ifd_gate, "r_ifd_gate": r_ifd_gate, "keep": keep, "seed": seed}
-        self.template, self._lengths = template, _lengths(dataset)
-        self.max_length = getattr(trainer.args, "max_length", None) or int(self._lengths.max())
+        self.template, dataset = template, trainer.train_dataset
+        self.max_length = getattr(trainer.args, "max_length", None) or int(lengths_of(dataset).max())
         self.tokens_per_batch = self._within_training(tokens_per_batch)
         self.checkpoint_dir = checkpoint_dir
         self._auto_tokens = tokens_per_batch == "auto"
         self.scorer = self._scorer()
-        self._check_ids()
+        check_ids(dataset, self.scorer.template, self.max_length, told=trainer.is_world_process_zero())
         self.candidates: Dataset | None = None
         self.selected: Dataset | None = None
         self._table: Dataset | None = None  # the candidates in their order
@@ -178,7 +159,7 @@ class SelectionCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop where a subclass or a patch went round `train`, and other rows than the chosen would be trained on."""
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        if self._rows is None or not _same_rows(dataset, self._rows):
+        if self._rows is None or not same_rows(dataset, self._rows):
             found = f"{len(dataset)} rows" if hasattr(dataset, "__len__") else f"a {type(dataset).__name__}"
             expected = "no choice was made" if self.selected is None else f"{len(self.selected)} rows were chosen"
             raise RuntimeError(
@@ -409,57 +390,3 @@ class SelectionCallback(TrainerCallback):
             # the base class's: SFTTrainer's would mix in, and use up, the metrics of the steps since its last log
             Trainer.log(self.trainer, {f"selection/{name}": number for name, number in self._untold.items()})
         self._untold = {}
-
-    # ---- Checking
-
-    def _check_ids(self) -> None:
-        """The ids to train on must be those that will be scored: the same template, cut at the same length.
-
-        Looked at are the first row that is not cut, and the longest. A prompt's last id is left out, since it may
-        merge with the answer; so may others, at the borders of earlier turns: there the text must be the same.
-        """
-        rows, template = self.trainer.train_dataset, self.scorer.template
-        for number in range(min(len(rows), 100)):
-            row = rows[number]
-            expected = template.forward(row)
-            if expected.cut or len(row["input_ids"]) >= self.max_length:
-                continue
-            prompt = expected.context[:-1]
-            found = row["input_ids"][: len(prompt)]
-            if found == prompt or _said(template.tokenizer, row["input_ids"]).startswith(
-                _said(template.tokenizer, prompt)
-            ):
-                break
-            raise SettingsError(
-                f"The candidates were tokenized with another template than {template.name!r}: their first row begins "
-                f"{template.tokenizer.decode(found)[:120]!r}. Give the callback the template of the data: "
-                "`SelectionCallback(trainer, template=...)`."
-            )
-        longest = rows[int(self._lengths.argmax())]
-        expected, ids = template.forward(longest), longest["input_ids"]
-        whole = len(expected.context) + len(expected.target)
-        if len(ids) < whole or (expected.cut and ids[-1] != template.eos):
-            if self.trainer.is_world_process_zero():
-                logger.warning(
-                    "Long candidates are not cut at max_length=%d in training as they are in scoring. With "
-                    "`to_training_ids` and `SFTConfig` of the same `max_length` what is scored is what is trained on.",
-                    self.max_length,
-                )
-
-
-def _lengths(dataset: Dataset) -> np.ndarray:
-    return pc.list_value_length(dataset.with_format("arrow")["input_ids"][:]).to_numpy()
-
-
-def _said(tokenizer: Any, ids: list[int]) -> str:
-    return "".join(tokenizer.decode(ids).split())
-
-
-def _same_rows(running: Any, chosen: Dataset | CandidateView) -> bool:
-    """Whether a dataloader has the rows that it should; columns may have been removed."""
-    if isinstance(chosen, CandidateView):
-        return running is chosen
-    if not isinstance(running, Dataset) or len(running) != len(chosen):
-        return False
-    both = (some.select_columns("input_ids").with_format("arrow").iter(10_000) for some in (running, chosen))
-    return all(one["input_ids"] == other["input_ids"] for one, other in zip(*both, strict=True))
