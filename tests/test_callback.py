@@ -77,8 +77,9 @@ def test_without_rescoring_the_columns_that_are_there_decide(build, training_row
     scored = training_rows.add_column("ifd", high).add_column("r_ifd", low)
     callback = SelectionCallback(build(scored), rescore=False, **OPEN)
     assert set(callback.choose()["variant"]) == {"instruction+response"}
+    assert set(callback.with_scores(scored)["loss_response"]) == {None}
     with pytest.raises(DataError, match="needs the columns 'ifd', 'r_ifd'"):
-        SelectionCallback(build(training_rows), rescore=False, **OPEN).choose()
+        SelectionCallback(build(training_rows), rescore=False, **OPEN)
 
 
 def test_other_templates_and_schedules_are_refused(build, training_rows):
@@ -100,22 +101,58 @@ def test_training_on_other_rows_than_the_chosen_ones_is_stopped(build, training_
         trainer.train()
 
 
-def test_a_resumed_training_keeps_the_choice_of_its_checkpoint(build, training_rows, tmp_path):
-    whole = build(training_rows, save_strategy="steps", save_steps=2)
-    whole.add_callback(callback := SelectionCallback(whole, **OPEN))
-    losses = history(whole)
-    resumed = build(training_rows, save_strategy="no")
-    with torch.no_grad():  # a student that would choose otherwise
-        resumed.model.model.embed_tokens.weight.mul_(-1)
-    resumed.add_callback(again := SelectionCallback(resumed, **OPEN))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert again.selected["input_ids"][:] == callback.selected["input_ids"][:]
-    assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == [loss for loss, _ in losses]
+def test_what_cannot_work_is_said_before_anything_is_scored(build, training_rows):
+    for settings, words in (
+        ({"ifd_gate": "1"}, "`ifd_gate` is a number"),
+        ({"seed": 1.5}, "`seed` is a whole number"),
+        ({"rule": "papr"}, "'papr' is unknown"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            SelectionCallback(build(training_rows), **OPEN | settings)
+    with pytest.raises(DataError, match="'coherence'(.|\n)*before the trainer is built"):
+        SelectionCallback(build(training_rows), **OPEN | {"rule": "coherence"})
+    twice = training_rows.select([0, *range(len(training_rows))])
+    numbers = list(range(len(training_rows)))
+    numbered = training_rows.remove_columns("row_id").add_column("row_id", numbers)
+    for rows, words in ((twice, "1 of 33 versions repeat"), (numbered, "row_id holds int64, and must hold strings")):
+        with pytest.raises(DataError, match=words):
+            SelectionCallback(build(rows), **OPEN)
+    numpy_numbers = OPEN | {"seed": np.int64(3), "ifd_gate": np.float32(50)}
+    assert len(SelectionCallback(build(training_rows.with_format("numpy")), **numpy_numbers).choose())
 
-    other = build(training_rows, save_strategy="no")
-    SelectionCallback(other, **{**OPEN, "rule": "longest"})
-    with pytest.raises(SettingsError, match="rule='paper'.*'longest'"):
-        other.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+def test_an_empty_choice_keeps_the_scores(build, training_rows):
+    callback = SelectionCallback(build(training_rows), template="vicuna", ifd_gate=1e-6)
+    with pytest.raises(DataError, match="keeps none"):
+        callback.choose()
+    assert None not in callback.with_scores(training_rows)["ifd"][:]
+
+
+def test_what_was_chosen_is_told_and_logged_at_every_epoch(build, training_rows, capsys):
+    trainer = build(training_rows, num_train_epochs=3, learning_rate=5e-2)
+    trainer.add_callback(callback := SelectionCallback(trainer, schedule="epoch", **OPEN))
+    history(trainer)
+    told = [entry for entry in trainer.state.log_history if "selection/rows" in entry]
+    assert [entry["epoch"] for entry in told] == [0, 1, 2]
+    assert all(entry["selection/kept"] == 8 for entry in told) and "selection/changed" not in told[0]
+    assert any(entry["selection/changed"] > 0 for entry in told[1:])
+    scored = zip(training_rows["variant"], callback.candidates["ifd"], strict=True)
+    originals = [score for variant, score in scored if variant == "original"]
+    assert told[0]["selection/ifd/before"] == pytest.approx(np.mean(originals))
+    said = capsys.readouterr().out
+    assert said.count("The student chose by the rule 'paper':") == 3 and said.count("  changed ") == 2
+    assert max(len(line) for line in said.splitlines() if not line.startswith("{")) <= 80
+    written = json.loads((Path(trainer.args.output_dir) / "selection.json").read_text())
+    assert written["rows"] == {row["row_id"]: [row["variant"], row["source"]] for row in callback.selected}
+    assert written["first"] != written["rows"] and list(written["first"]) == list(written["rows"])
+
+
+def test_what_was_dropped_is_counted_by_reason(build, training_rows, capsys):
+    callback = SelectionCallback(build(training_rows), template="vicuna", ifd_gate=None, r_ifd_gate=1.15, keep=None)
+    kept = len(callback.choose())
+    assert 0 < kept < 8
+    said = capsys.readouterr().out
+    assert f"{8 - kept}  r_ifd not below 1.15" in said
 
 
 def test_a_trainer_takes_one_callback(build, training_rows):

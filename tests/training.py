@@ -1,9 +1,15 @@
 """Small trainers for tests: a student of fixed weights with dropout, so that random states matter."""
 
+import gc
+
 import torch
 from conftest import tiny_llama
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+# Every training collects garbage several times: what was imported need not be looked through each time.
+gc.collect()
+gc.freeze()
 
 OPEN = {"template": "vicuna", "ifd_gate": None, "r_ifd_gate": None, "keep": None}
 

@@ -21,7 +21,7 @@ from ..columns import SCORE_COLUMNS, require_columns
 from ..errors import DataError, SettingsError
 from ..scoring import StudentScorer, replace_scores
 from ..scoring.processes import Processes
-from ..selection import RULES, Decision, check_rule, check_schedule, decide, kept_positions
+from ..selection import RULES, Decision, check_schedule, check_settings, decide, kept_positions
 from . import record
 from .checks import check_ids, check_trainer, lengths_of, same_rows
 from .numbers import as_table, numbers_of
@@ -91,14 +91,21 @@ class SelectionCallback(TrainerCallback):
         tokens_per_batch: int | str = "auto",
         checkpoint_dir: str | os.PathLike | None = None,
     ):
-        check_rule(rule, keep)
+        settings = check_settings(rule, ifd_gate, r_ifd_gate, keep, seed)
         check_schedule(schedule)
         check_trainer(trainer)
         if isinstance(getattr(trainer.train, "__self__", None), SelectionCallback):
             raise SettingsError("The trainer has a `SelectionCallback` already: build it anew for another choice.")
         self.trainer = trainer
         self.rule, self.schedule, self.rescore = rule, schedule, rescore
-        self.settings: dict[str, Any] = {"ifd_gate": ifd_gate, "r_ifd_gate": r_ifd_gate, "keep": keep, "seed": seed}
+        self.settings = settings
+        given = [name for name in RULES[rule].needs if not rescore or name not in SCORE_COLUMNS]
+        require_columns(
+            trainer.train_dataset.column_names,
+            given,
+            f"The rule {rule!r}{'' if rescore else ' with `rescore=False`'}",
+            "Add it to the candidates before the trainer is built.",
+        )
         self.template, dataset = template, trainer.train_dataset
         self.max_length = getattr(trainer.args, "max_length", None) or int(lengths_of(dataset).max())
         self.tokens_per_batch = self._within_training(tokens_per_batch)
@@ -132,12 +139,9 @@ class SelectionCallback(TrainerCallback):
         if self.selected is None:
             table = self._in_order()
             scored = self._scored(table, self.checkpoint_dir) if self.rescore else table
-            if not self.rescore:
-                needed = RULES[self.rule].needs
-                require_columns(scored.column_names, needed, f"The rule {self.rule!r} with `rescore=False`")
+            self.candidates = scored  # also where nothing of it is kept
             places = kept_positions(scored, self.rule, **self.settings)
-            originals = [place for place, variant in enumerate(scored["variant"]) if variant == "original"]
-            self.candidates = scored
+            originals = [place for place, variant in enumerate(scored["variant"][:]) if variant == "original"]
             self._take(places, table)
             self._tell(scored, decide(scored, self.rule, **self.settings), originals, places)
         assert self.selected is not None
@@ -150,24 +154,29 @@ class SelectionCallback(TrainerCallback):
         """
         if self.candidates is None:
             raise SettingsError("Nothing is scored yet: call `choose()` or `trainer.train()` first.")
-        scores = dict(
-            zip(record.keys_of(self.candidates), self.candidates.select_columns(list(SCORE_COLUMNS)), strict=True)
+        places = {key: place for place, key in enumerate(record.keys_of(self.candidates))}
+        wanted = [places.get(key) for key in record.keys_of(dataset)]
+        there = {name: self.candidates[name][:] for name in SCORE_COLUMNS if name in self.candidates.column_names}
+        nothing: list[float | None] = [None] * len(self.candidates)
+        scores = {name: there.get(name, nothing) for name in SCORE_COLUMNS}
+        return replace_scores(
+            dataset, {name: [None if n is None else some[n] for n in wanted] for name, some in scores.items()}
         )
-        rows = [scores.get(key, {}) for key in record.keys_of(dataset)]
-        return replace_scores(dataset, {name: [row.get(name) for row in rows] for name in SCORE_COLUMNS})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop where a subclass or a patch went round `train`, and other rows than the chosen would be trained on."""
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
         if self._rows is None or not same_rows(dataset, self._rows):
             found = f"{len(dataset)} rows" if hasattr(dataset, "__len__") else f"a {type(dataset).__name__}"
-            expected = "no choice was made" if self.selected is None else f"{len(self.selected)} rows were chosen"
+            chosen = None if self.selected is None else len(self.selected)
+            others = "others " if hasattr(dataset, "__len__") and len(dataset) == chosen else ""
+            expected = "no choice was made" if chosen is None else f"{others}{chosen} rows were chosen"
             raise RuntimeError(
                 f"Training would run on {found}, but {expected}: something called the training loop without "
                 "`trainer.train()`, or replaced `trainer.train_dataset`. Call `callback.choose()` before, "
                 "and leave the dataset alone."
             )
-        self._resuming = state.global_step > 0
+        self._trained, self._resuming = True, state.global_step > 0
         if isinstance(self._rows, CandidateView):  # a sampler that groups by length has seen the first choice
             self._rows.show(self._shuffled(self._places))
         self._log(state)
@@ -197,12 +206,11 @@ class SelectionCallback(TrainerCallback):
             raise DataError(f"There is no checkpoint in {trainer.args.output_dir} to resume from: train anew.")
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
-        if folder:
-            self._resume(Path(folder))
-        else:
+        if folder is None or folder is False:
             self.choose()
+        else:
+            self._resume(Path(folder))
         self._undo_evaluation()
-        self._trained = True
         return self._train(resume_from_checkpoint, *args, **kwargs)
 
     def _undo_evaluation(self) -> None:
@@ -216,7 +224,7 @@ class SelectionCallback(TrainerCallback):
         """The candidates in the order of the table that the trainer was built with; the same on all processes."""
         if self._table is not None:
             return self._table
-        args, prepared = self.trainer.args, self.trainer.train_dataset
+        args, prepared = self.trainer.args, self.trainer.train_dataset.with_format(None)
         if getattr(args, "shuffle_dataset", False):
             prepared = prepared.select(np.argsort(np.random.default_rng(args.seed).permutation(len(prepared))))
         self._described = record.describe(prepared)
@@ -262,10 +270,10 @@ class SelectionCallback(TrainerCallback):
     def _choose_versions(self) -> None:
         """Each kept row's version anew; a row of which none passes keeps the one it has."""
         assert self._table is not None and self.selected is not None
-        kept = dict(zip(self.selected["row_id"], self._places, strict=True))
-        places = [place for place, row_id in enumerate(self._table["row_id"]) if row_id in kept]
-        rows = self._table.select(places)
-        scored = self._scored(rows)
+        kept = dict(zip(self.selected["row_id"][:], self._places, strict=True))
+        places = [place for place, row_id in enumerate(self._table["row_id"][:]) if row_id in kept]
+        ids = [name for name in ("input_ids", "labels") if name in self._table.column_names]
+        scored = self._scored(self._table.select(places).remove_columns(ids))
         decisions = decide(scored, self.rule, **self.settings)
         for decision in decisions:
             if decision.kept and decision.position is not None:
@@ -279,7 +287,9 @@ class SelectionCallback(TrainerCallback):
         """Train on these versions; all processes must have chosen the same."""
         selected = table.select(places)
         keys = record.keys_of(selected)
-        checksums = Processes().gather(record.checksum(keys))
+        if self.schedule == "epoch" and not isinstance(self._rows, CandidateView):
+            self._first = keys
+        checksums = Processes().gather(record.checksum([*self._first, *keys]))
         if other := [rank for rank, found in enumerate(checksums) if found != checksums[0]]:
             raise RuntimeError(
                 f"The processes chose differently ({', '.join(checksums)} by rank; {other} differ from 0) and would "
@@ -293,10 +303,8 @@ class SelectionCallback(TrainerCallback):
         elif isinstance(self._rows, CandidateView):
             self._rows.show(self._shuffled(places))
         else:
-            self._first = keys
             self._rows = CandidateView(table, self._shuffled(places))
-        if not self._trained:
-            self.trainer.train_dataset = self._rows
+        self.trainer.train_dataset = self._rows
         if self.trainer.args.should_save:
             record.write(Path(self.trainer.args.output_dir), self._record())
 
@@ -349,7 +357,7 @@ class SelectionCallback(TrainerCallback):
             table = self._in_order()
             record.compare(written, self._settings(), checkpoint)
             if self._auto_tokens:
-                self.tokens_per_batch = written["tokens_per_batch"]
+                self.tokens_per_batch = written.get("tokens_per_batch", self.tokens_per_batch)
             first, rows = (record.places_of(written.get(name, {}), table) for name in ("first", "rows"))
             self._rows = None
             if first:

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..columns import require_columns
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
+from ..selection import check_versions
 from ..templates import StudentTemplate
 from .view import CandidateView
 
@@ -24,6 +25,8 @@ def check_trainer(trainer: Any) -> None:
             "and build a second one with `packing=True` over `chosen`. Or set `padding_free=True` and "
             "`max_length=None`, which saves the padding as well."
         )
+    if trainer.processing_class is None:
+        raise SettingsError("The trainer has no tokenizer: give it one, `Trainer(..., processing_class=tokenizer)`.")
     dataset = trainer.train_dataset
     if not isinstance(dataset, Dataset):
         raise SettingsError(
@@ -36,6 +39,12 @@ def check_trainer(trainer: Any) -> None:
         "`SelectionCallback`",
         "Build the trainer with `to_training_ids(candidates, tokenizer)`.",
     )
+    if (kind := dataset.features["row_id"].dtype) not in ("string", "large_string"):
+        raise DataError(
+            f"The column row_id holds {kind}, and must hold strings: `selection.json` names rows by it. Make the "
+            "table with `to_pairs`, or `cast_column('row_id', Value('string'))`."
+        )
+    check_versions(dataset)
 
 
 def check_ids(rows: Dataset, template: StudentTemplate, max_length: int, told: bool) -> None:
@@ -44,6 +53,7 @@ def check_ids(rows: Dataset, template: StudentTemplate, max_length: int, told: b
     Looked at are the first row that is not cut, and the longest. A prompt's last id is left out, since it may
     merge with the answer; so may others, at the borders of earlier turns: there the text must be the same.
     """
+    rows = rows.with_format(None)
     for number in range(min(len(rows), 100)):
         row = rows[number]
         expected = template.forward(row)
@@ -56,7 +66,7 @@ def check_ids(rows: Dataset, template: StudentTemplate, max_length: int, told: b
         ):
             break
         raise SettingsError(
-            f"The candidates were tokenized with another template than {template.name!r}: their first row begins "
+            f"The candidates were tokenized with another template than {template.name!r}: row {number} begins "
             f"{template.tokenizer.decode(found)[:120]!r}. Give the callback the template of the data: "
             "`SelectionCallback(trainer, template=...)`."
         )

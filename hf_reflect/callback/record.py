@@ -70,7 +70,7 @@ def write(folder: Path, selection: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{SELECTION}.part"
     part.write_text(json.dumps(selection))
-    part.rename(folder / SELECTION)
+    part.replace(folder / SELECTION)
 
 
 def read(checkpoint: Path, output_dir: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -91,10 +91,11 @@ def read(checkpoint: Path, output_dir: Path) -> tuple[dict[str, Any] | None, str
         if not (path := folder / SELECTION).exists():
             continue
         written = _json(path)
-        rows = written.get("rows")
-        if not isinstance(rows, dict) or not all(isinstance(version, list) for version in rows.values()):
+        rows: Any = written.get("rows")
+        first: Any = written.get("first", {})
+        if not (_is_choice(rows) and _is_choice(first) and (not first or list(first) == list(rows))):
             raise DataError(f"{path} does not say which rows were chosen. Resume from another checkpoint.")
-        found = checksum((row_id, *version) for row_id, version in rows.items())
+        found = checksum((row_id, *version) for some in (first, rows) for row_id, version in some.items())
         if found == known or (folder is checkpoint and known is None):
             return written, known
         if folder is checkpoint:
@@ -103,6 +104,13 @@ def read(checkpoint: Path, output_dir: Path) -> tuple[dict[str, Any] | None, str
                 "back that was saved with it, or resume from another checkpoint."
             )
     return None, known
+
+
+def _is_choice(rows: Any) -> bool:
+    return isinstance(rows, dict) and all(
+        isinstance(version, list) and len(version) == 2 and all(isinstance(part, str) for part in version)
+        for version in rows.values()
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

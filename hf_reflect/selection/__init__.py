@@ -25,6 +25,8 @@ __all__ = [
     "Rule",
     "check_rule",
     "check_schedule",
+    "check_settings",
+    "check_versions",
     "decide",
     "kept_positions",
     "select",
@@ -179,6 +181,25 @@ def select_top(
     return dataset.select(np.flatnonzero(taken))
 
 
+def check_settings(
+    rule: str, ifd_gate: float | None, r_ifd_gate: float | None, keep: str | None, seed: int
+) -> dict[str, Any]:
+    """The settings of a choice as plain numbers; a SettingsError where one cannot be used."""
+    check_rule(rule, keep)
+    _check_number("seed", seed, Integral)
+    gates = {"ifd_gate": ifd_gate, "r_ifd_gate": r_ifd_gate}
+    for name, gate in gates.items():
+        if gate is not None:
+            _check_number(name, gate)
+    numbers = {name: None if gate is None else float(gate) for name, gate in gates.items()}
+    return {**numbers, "keep": keep, "seed": int(seed)}
+
+
+def check_versions(dataset: Dataset) -> None:
+    """Raise a DataError unless each version is there once, under a known name."""
+    read_versions(dataset, set())
+
+
 def check_rule(rule: str, keep: str | None) -> None:
     """Raise a SettingsError unless both are known."""
     if rule not in RULES:
@@ -203,14 +224,11 @@ def _choose(
     dataset: Dataset, rule: str, ifd_gate: float | None, r_ifd_gate: float | None, keep: str | None, seed: int
 ) -> _Choice:
     """The winner of every row, and whether it passes the filter and the gates."""
-    check_rule(rule, keep)
-    _check_number("seed", seed, Integral)
+    settings = check_settings(rule, ifd_gate, r_ifd_gate, keep, seed)
     chosen, gates = RULES[rule], {}
-    for name, gate in (("ifd", ifd_gate), ("r_ifd", r_ifd_gate)):
-        if gate is not None:
-            _check_number(f"{name}_gate", gate)
-            if chosen.gated and name in dataset.column_names:
-                gates[name] = float(gate)
+    for name in ("ifd", "r_ifd"):
+        if chosen.gated and name in dataset.column_names and settings[f"{name}_gate"] is not None:
+            gates[name] = settings[f"{name}_gate"]
     require_columns(dataset.column_names, ("row_id", "variant"), "`select`")
     require_columns(dataset.column_names, chosen.needs, f"The rule {rule!r}", _hint(chosen))
     # of the texts it is enough to know which are there, and how long they are
