@@ -15,6 +15,9 @@ from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
 from endpoint import Endpoint, rewriting
 from filelock import FileLock
 
+from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
+from hf_reflect.errors import SettingsError
+
 RECIPE = "recipes/srecycle_wizardlm.py"
 
 
@@ -111,7 +114,14 @@ def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path)
     assert {"refused", "truncated"} <= set(first["candidates"]["unusable"])
     assert first["calls"]["asked"] == 0 and first["calls"]["reused"] > 2.5 * first["candidates"]["rows"]
     assert first["training"]["loss_last"] < 0.9 * first["training"]["loss_first"]
-    for words in ("source rows", "unusable, by error", "teacher calls", "kept", "training loss", "mean nothing"):
+    for words in (
+        "source rows",
+        "unusable, by error",
+        "teacher calls",
+        "student chose",
+        "training loss",
+        "mean nothing",
+    ):
         assert done.stdout.count(words) == 1
     assert not (tmp_path / "run" / ".work").exists()
 
@@ -271,9 +281,6 @@ def mendable(name, changes, words, slow=True):
         mendable("columns", {}, "found the columns"),
         mendable("empty selection", {"ifd_gate": 0.0001}, "keeps none of 8 rows", slow=False),
         mendable("misspelt key", {"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
-        mendable("rule", {"rule": "papr"}, "The rule 'papr' is unknown"),
-        mendable("stage", {"stage": "recycel"}, "`stage` is all, recycle, select or train"),
-        mendable("order", {"reflect": "some"}, "`reflect` is all or selective"),
         mendable("student", {"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
     ],
 )
@@ -284,6 +291,22 @@ def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, t
     lines = said(run("--config", settings(**changes)))
     assert 1 <= len(lines) <= 3
     assert words in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rule": "papr"}, "The rule 'papr' is unknown"),
+        ({"schedule": "daily"}, '`schedule` is "once" or "epoch"'),
+        ({"stage": "recycel"}, "`stage` is all, recycle, select or train"),
+        ({"reflect": "some"}, "`reflect` is all or selective"),
+    ],
+    ids=str,
+)
+def test_values_that_no_argument_takes_are_named(settings, changes, words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(settings(**changes))])
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        parse_arguments(every_type(), "recipe.py")
 
 
 @pytest.mark.slow
@@ -320,6 +343,22 @@ def test_mappings_fit_on_the_command_line(settings, endpoint, tmp_path):
     assert datasets.load_from_disk(tmp_path / "run" / "candidates")["origin"][:] == ["x"] * 4
     for names, words in (("{asks: x}", "'asks'"), ("ask", "is a mapping")):
         assert words in said(run("--config", settings(stage="recycle"), "--rename_columns", names))[0]
+
+
+@pytest.mark.slow
+def test_versions_are_chosen_every_epoch_also_after_a_crash_and_in_a_second_run(settings, tmp_path):
+    changing = {"schedule": "epoch", "learning_rate": 5e-2, "num_train_epochs": 3, "save_strategy": "steps"}
+    changing |= {"save_steps": 2}
+    done = run("--config", settings(**changing))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("The student chose") == 3 and not (tmp_path / "run" / "scores").exists()
+    whole = losses(tmp_path / "run")
+    chosen = json.loads((tmp_path / "run" / "model" / "selection.json").read_text())
+    assert chosen["first"] != chosen["rows"]
+    checkpoint = tmp_path / "run" / "model" / "checkpoint-6"  # in the middle of the second epoch
+    resumed = run("--config", settings(**changing), "--resume_from_checkpoint", checkpoint)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(tmp_path / "run") == whole
 
 
 CONFIGURATIONS = {  # as seen from inside on a CPU, where accelerate lets FSDP become DDP
@@ -510,9 +549,8 @@ def test_a_new_instruction_that_came_later_is_chosen_from(settings, student, end
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_student_chooses_twice_under_deepspeed(stage, settings, student, endpoint, tmp_path):
-    shipped = yaml.safe_load((ROOT / "accelerate_configs" / f"zero{stage}.yaml").read_text())
+def test_the_student_chooses_twice_under_zero_3(settings, student, endpoint, tmp_path):
+    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
     (tmp_path / "zero.yaml").write_text(yaml.safe_dump(shipped | {"use_cpu": True, "num_processes": 2}))
     done = run("--config", settings(reflect="selective"), processes=2, accelerate=tmp_path / "zero.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -529,16 +567,16 @@ def test_the_student_chooses_twice_under_deepspeed(stage, settings, student, end
     assert losses(tmp_path / "run") == before
 
 
-def test_every_configuration_fits_its_recipe(monkeypatch):
+def every_type():
     from trl import ModelConfig, SFTConfig
 
-    from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
+    return DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig
 
-    types = (DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig)
+
+def test_every_configuration_fits_its_recipe(monkeypatch):
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(path)])
-        data = parse_arguments(types, "recipe.py")[0]
-        assert (data.stage, data.reflect) == ("all", "all")
+        assert parse_arguments(every_type(), "recipe.py")[0].stage == "all"
 
 
 def test_the_recipe_reads_in_under_150_lines():
