@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import yaml
 from conftest import ROOT
 
@@ -69,3 +72,23 @@ def launch(script, *arguments, config=None, timeout=900):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def kill_when(ready, line, rank=None, **popen):
+    """Start, wait until it is ready, kill -9 the process or a rank: seconds until all was over, and how it ended."""
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True, **popen)
+    try:
+        until = time.monotonic() + 240
+        while not ready():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        victim = psutil.Process(process.pid)
+        if rank is not None:
+            (victim,) = [child for child in victim.children(True) if child.environ().get("RANK") == str(rank)]
+        killed = time.monotonic()
+        os.kill(victim.pid, signal.SIGKILL)
+        process.wait(120)
+        return time.monotonic() - killed, process.returncode
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,16 +1,11 @@
 """Every backend, schedule and way to resume against its oracle: the largest difference must be 0.0."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 
 import datasets
-import psutil
 import pytest
-from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
-from launching import command, environment, launch, on_cpu
+from conftest import TEXTS, byte_level_tokenizer, tiny_llama
+from launching import command, environment, kill_when, launch, on_cpu
 
 from hf_reflect import StudentScorer, to_training_ids
 
@@ -87,34 +82,14 @@ def test_losses_and_learning_rates_are_those_of_the_oracle(backend, folder):
         assert "The processes chose differently" in errors["choice"]
 
 
-def kill_a_rank(there, *line, config):
-    """Launch, wait until a path is there, kill -9 the second rank; seconds until all is over, and how it ended."""
-    slow = environment() | {"SLOW": "1"}
-    process = subprocess.Popen(
-        command(*line, config=config), cwd=ROOT, env=slow, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        until = time.monotonic() + 240
-        while not there.exists():
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.02)
-        ranks = [child for child in psutil.Process(process.pid).children(True) if child.environ().get("RANK") == "1"]
-        killed = time.monotonic()
-        os.kill(ranks[0].pid, signal.SIGKILL)
-        process.wait(120)
-        return time.monotonic() - killed, process.returncode
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_a_rank_killed_in_training_or_scoring_ends_the_launch_and_the_next_has_the_undisturbed_losses(folder):
     config = on_cpu("cpu", folder)
     out = folder / "result"
     checkpoint, scoring = out / "killed" / "checkpoint-6" / "selection.json", out / "killed-2" / "scoring"
     for there, modes in ((checkpoint, ("killed",)), (scoring, ("killed-2",))):
-        seconds, code = kill_a_rank(there, *arguments(folder, "ddp", *modes), config=config)
+        line = command(*arguments(folder, "ddp", *modes), config=config)
+        seconds, code = kill_when(there.exists, line, rank=1, env=environment() | {"SLOW": "1"})
         assert seconds < 60 and code != 0
     assert not list((out / "killed-2").glob("checkpoint-*"))
     launch(*arguments(folder, "ddp", "epoch", "killed", "killed-2"), config=config)

@@ -1,18 +1,16 @@
 """Scoring on several processes, killed and taken up again: real launches, real kills."""
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
 from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
+from launching import kill_when
 from test_templates import row_of, table_of
 
 from hf_reflect import StudentScorer
@@ -98,23 +96,10 @@ def test_partitioned_weights_give_the_same_table_with_as_many_passes_on_every_ra
     assert result["passes"] == [0, 0]
 
 
-def start_and_kill(folder, output, launcher, victim, **options):
-    """Start, wait until two files of losses are there, kill; the seconds until all of it was gone."""
-    line = command(folder, launcher, output=str(output), **options)
-    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    scores = options["checkpoint_dir"]
-    try:
-        until = time.monotonic() + 120
-        while len([name for name in os.listdir(scores) if name.startswith("losses")]) < 2:
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.02)
-        killed = time.monotonic()
-        os.kill(victim(process), signal.SIGKILL)
-        process.wait(120)
-        return time.monotonic() - killed, process.returncode
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+def start_and_kill(folder, output, launcher=(), rank=None, **options):
+    """Kill it as soon as two files of losses are there."""
+    scores, line = Path(options["checkpoint_dir"]), command(folder, launcher, output=str(output), **options)
+    return kill_when(lambda: len(list(scores.glob("losses*"))) >= 2, line, rank=rank)
 
 
 @pytest.mark.slow
@@ -122,7 +107,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder, tmp_path):
     options = {"tokens": 512, "seconds_a_pass": 0.1, "checkpoint_dir": str(tmp_path / "scores")}
     whole = run(folder, tmp_path / "whole.json", tokens=512)
     (tmp_path / "scores").mkdir()
-    start_and_kill(folder, tmp_path / "out.json", (), lambda process: process.pid, **options)
+    start_and_kill(folder, tmp_path / "out.json", **options)
     assert not (tmp_path / "out.json").exists()
     resumed = run(folder, tmp_path / "out.json", **{**options, "seconds_a_pass": 0})
     for name in ("losses", "ifd", "r_ifd", "cut"):
@@ -136,13 +121,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder, tmp_path):
 def test_a_killed_rank_ends_the_launch_and_one_process_can_finish(folder, alone, tmp_path):
     options = {"tokens": 512, "seconds_a_pass": 0.1, "checkpoint_dir": str(tmp_path / "scores")}
     (tmp_path / "scores").mkdir()
-
-    def second_rank(process):
-        ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
-        (victim,) = [child for child in ranks if child.environ()["RANK"] == "1"]
-        return victim.pid
-
-    seconds, code = start_and_kill(folder, tmp_path / "out.json", accelerate(), second_rank, **options)
+    seconds, code = start_and_kill(folder, tmp_path / "out.json", accelerate(), rank=1, **options)
     assert seconds < 60 and code != 0
     resumed = run(folder, tmp_path / "out.json", **{**options, "seconds_a_pass": 0})
     for name in ("losses", "ifd", "r_ifd"):

@@ -96,17 +96,16 @@ class SelectionCallback(TrainerCallback):
         check_trainer(trainer)
         if isinstance(getattr(trainer.train, "__self__", None), SelectionCallback):
             raise SettingsError("The trainer has a `SelectionCallback` already: build it anew for another choice.")
-        self.trainer = trainer
-        self.rule, self.schedule, self.rescore = rule, schedule, rescore
-        self.settings = settings
+        dataset = trainer.train_dataset
         given = [name for name in RULES[rule].needs if not rescore or name not in SCORE_COLUMNS]
         require_columns(
-            trainer.train_dataset.column_names,
+            dataset.column_names,
             given,
             f"The rule {rule!r}{'' if rescore else ' with `rescore=False`'}",
             "Add it to the candidates before the trainer is built.",
         )
-        self.template, dataset = template, trainer.train_dataset
+        self.trainer, self.template, self.settings = trainer, template, settings
+        self.rule, self.schedule, self.rescore = rule, schedule, rescore
         self.max_length = getattr(trainer.args, "max_length", None) or int(lengths_of(dataset).max())
         self.tokens_per_batch = self._within_training(tokens_per_batch)
         self.checkpoint_dir = checkpoint_dir
@@ -363,10 +362,8 @@ class SelectionCallback(TrainerCallback):
             if first:
                 self._take(first, table)
             self._take(rows, table)
-            if isinstance(
-                self._rows, CandidateView
-            ):  # as a sampler that groups by length saw it; see `on_train_begin`
-                self._rows.show(self._shuffled(first))
+            if isinstance(self._rows, CandidateView):
+                self._rows.show(self._shuffled(first))  # to a sampler that groups by length; see `on_train_begin`
             self._untold = {}
             return
         missing = f"{checkpoint} has no {record.SELECTION}, so it does not say on which rows it was trained"
