@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from hf_reflect import StudentScorer
-from hf_reflect.callback import _scorable
+from hf_reflect.callback.student import lent
 
 options = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ model = AutoModelForCausalLM.from_pretrained(options["student"], dtype=torch.flo
 if zero3:
     # as in training: the Trainer's own engine, made for scoring by the callback
     trainer = Trainer(model, TrainingArguments(output_dir=options["output"] + ".trainer", use_cpu=True, bf16=False))
-    accelerator, ready = trainer.accelerator, _scorable(trainer)
+    accelerator, ready = trainer.accelerator, lent(trainer, training=False)
 else:
     accelerator, ready = Accelerator(cpu=True), nullcontext()
 tokens = []

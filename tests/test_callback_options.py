@@ -69,7 +69,12 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+def each(options):
+    """Workers that persist take ten seconds to end."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name == "workers")) for name in options]
+
+
+@pytest.mark.parametrize("name", each(EXACT))
 def test_training_after_the_choice_is_training_on_the_chosen_rows(name, build, training_rows):
     compare(build, training_rows, **EXACT[name])
 
@@ -80,7 +85,7 @@ EPOCH = {name: EXACT[name] | {"learning_rate": 5e-2, "num_train_epochs": 3} for 
 EPOCH["workers"]["model"] = lambda: tiny_llama(305)
 
 
-@pytest.mark.parametrize("name", EPOCH)
+@pytest.mark.parametrize("name", each(EPOCH))
 def test_versions_chosen_every_epoch_train_as_if_replayed(name, build, training_rows, tokenizer):
     assert len(tokenizer) == 305
     compare(build, training_rows, schedule="epoch", **EPOCH[name])

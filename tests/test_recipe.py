@@ -220,6 +220,7 @@ def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_an_estimate_asks_nothing(settings, endpoint):
     config = settings(price_per_million_input=1.0, price_per_million_output=2.0)
     done = run("--config", config, "--estimate_only", "true")
@@ -269,19 +270,16 @@ def test_without_a_key_two_lines_say_what_to_do(tmp_path):
     assert "export OPENAI_API_KEY" in lines[0] and "quickstart.yaml" in lines[1]
 
 
-def mendable(name, changes, words, slow=True):
-    return pytest.param(changes, words, id=name, marks=[pytest.mark.slow] * slow)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        mendable("model", {"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist"),
-        mendable("path", {"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist"),
-        mendable("columns", {}, "found the columns"),
-        mendable("empty selection", {"ifd_gate": 0.0001}, "keeps none of 8 rows", slow=False),
-        mendable("misspelt key", {"lerning_rate": 1e-3}, "Did you mean `learning_rate`?"),
-        mendable("student", {"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded"),
+        pytest.param({"teacher_model": "gpt-typo"}, "The model `gpt-typo` does not exist", id="model"),
+        pytest.param({"dataset": "no/such/file.jsonl"}, "'no/such/file.jsonl' does not exist", id="path"),
+        pytest.param({}, "found the columns", id="columns"),
+        pytest.param({"ifd_gate": 0.0001}, "keeps none of 8 rows", id="empty selection"),
+        pytest.param({"lerning_rate": 1e-3}, "Did you mean `learning_rate`?", id="misspelt key"),
+        pytest.param({"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded", id="student"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, tmp_path):
@@ -418,6 +416,7 @@ def winners_among_all(student, endpoint, ledger):
     return sorted(zip(chosen["row_id"], chosen["variant"], strict=True))
 
 
+@pytest.mark.slow
 def test_asking_for_what_the_student_chose_takes_two_calls_a_row(settings, student, endpoint, tmp_path):
     done = run("--config", settings(reflect="selective", max_steps=1))
     assert done.returncode == 0, done.stderr[-3000:]

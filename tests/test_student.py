@@ -371,6 +371,7 @@ def test_a_student_offloaded_by_accelerate_scores_and_hashes(student, pairs, tmp
     assert Hasher.hash(scorer)
 
 
+@pytest.mark.slow
 def test_scoring_needs_neither_datasets_nor_trl_nor_pyarrow():
     code = (
         "import sys\n"

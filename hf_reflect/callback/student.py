@@ -56,8 +56,9 @@ class Untouched:
         for module, names in self.hooks.items():  # some of DeepSpeed's stay behind after `destroy`
             for name, known in names.items():
                 current = getattr(module, name)
-                for key in [key for key in current if key not in known]:
-                    del current[key]
+                for key, hook in list(current.items()):
+                    if key not in known and getattr(hook, "__module__", "").startswith("deepspeed"):
+                        del current[key]
             for name in _BOUND:
                 if name not in self.bound[module]:
                     vars(module).pop(name, None)
