@@ -44,13 +44,18 @@ with ready:
         tokens.clear()
         scorer.rows_cut = 0
     scored = scorer.score(load_from_disk(options["table"]), checkpoint_dir=options.get("checkpoint_dir"))
+    passes = [len(tokens)]
+    if options.get("again"):
+        scorer.score(load_from_disk(options["table"]), checkpoint_dir=options["checkpoint_dir"])
+        passes.append(len(tokens) - passes[0])
     partitioned = all(hasattr(parameter, "ds_id") for parameter in model.parameters())
 result = {
     "losses": scored["loss_response_given_instruction"][:],
     "ifd": scored["ifd"][:],
     "r_ifd": scored["r_ifd"][:],
     "cut": scorer.rows_cut,
-    "passes": gather_object([len(tokens)]),
+    "passes": gather_object(passes[:1]),
+    "passes_again": gather_object(passes[1:]),
     "tokens": gather_object([sum(tokens)]),
     "distributed_type": accelerator.distributed_type.value,
     "processes": accelerator.num_processes,

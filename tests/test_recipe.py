@@ -155,10 +155,6 @@ def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoi
     selected = datasets.load_from_disk(tmp_path / "run" / "selected")
     assert len(selected) == result["selected"]["rows"] == 100
 
-    again = run("--config", config, processes=2)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert len(endpoint.requests) == 300 and summary(tmp_path / "run")["calls"]["asked"] == 0
-
 
 @pytest.mark.slow
 def test_the_run_trains_as_a_trainer_that_was_given_selected(settings, student, tmp_path):
