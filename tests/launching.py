@@ -34,7 +34,11 @@ def configured(name, folder, **changes):
             "gradient_accumulation_steps": "auto",
             "gradient_clipping": "auto",
             "bf16": {"enabled": "auto"},
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {
+                "stage": stage,
+                "stage3_param_persistence_threshold": 0,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
         }
         (folder / "deepspeed.json").write_text(json.dumps(settings))
         init = shipped["deepspeed_config"].get("zero3_init_flag", False)

@@ -1,12 +1,11 @@
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from subprocess import PIPE
 
 import datasets
 import pytest
@@ -14,6 +13,7 @@ import yaml
 from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
 from endpoint import Endpoint, rewriting
 from filelock import FileLock
+from launching import command, environment, kill_when, on_cpu
 
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
@@ -23,11 +23,9 @@ RECIPE = "recipes/srecycle_wizardlm.py"
 
 def start(*arguments, processes=1, cwd=ROOT, accelerate=ROOT / "accelerate_configs" / "cpu.yaml"):
     """The recipe in processes of its own, as people start it."""
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(accelerate)] if processes > 1 else []
-    command = [sys.executable, *launcher, str(ROOT / RECIPE), *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+    line = command(RECIPE, *arguments, config=accelerate if processes > 1 else None)
+    without_key = {name: value for name, value in environment().items() if name != "OPENAI_API_KEY"}
+    return subprocess.Popen(line, cwd=cwd, env=without_key, stdout=PIPE, stderr=PIPE, text=True)
 
 
 def run(*arguments, timeout=420, **launch):
@@ -103,16 +101,20 @@ def losses(folder):
 
 
 @pytest.mark.slow
-def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path):
-    arguments = ("--config", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path / "run")
-    done = run(*arguments, processes=2, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first = summary(tmp_path / "run")
-    inside = [first["training"][name] for name in ("processes", "backend", "model_class")]
-    assert inside == [2, "gloo", "DistributedDataParallel"]
+def test_the_quickstart_runs_again_without_asking_and_in_either_order_on_two_processes(tmp_path):
+    def quickstart(name, *arguments):
+        arguments = ("--config", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path / name, *arguments)
+        done = run(*arguments, processes=2, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        result = summary(tmp_path / name)
+        inside = [result["training"][name] for name in ("processes", "backend", "model_class")]
+        assert inside == [2, "gloo", "DistributedDataParallel"]
+        return done.stdout, result, result["calls"]["asked"], result["calls"]["reused"]
+
+    output, first, *calls = quickstart("all")
     assert first["candidates"]["rows"] >= 40 and first["candidates"]["versions"] == 4 * first["candidates"]["rows"]
     assert {"refused", "truncated"} <= set(first["candidates"]["unusable"])
-    assert first["calls"]["asked"] == 0 and first["calls"]["reused"] > 2.5 * first["candidates"]["rows"]
+    assert calls == [0, 141] and calls[1] > 2.5 * first["candidates"]["rows"]
     assert first["training"]["loss_last"] < 0.9 * first["training"]["loss_first"]
     for words in (
         "source rows",
@@ -122,15 +124,22 @@ def test_the_quickstart_runs_on_two_processes_and_again_without_asking(tmp_path)
         "training loss",
         "mean nothing",
     ):
-        assert done.stdout.count(words) == 1
-    assert not (tmp_path / "run" / ".work").exists()
+        assert output.count(words) == 1
+    assert not (tmp_path / "all" / ".work").exists()
 
-    again = run(*arguments, "--max_steps", "2", processes=2, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr[-3000:]
-    second = summary(tmp_path / "run")
-    assert second["calls"]["asked"] == 0 and "the candidates are reused" in again.stdout
-    assert second["hash"] == first["hash"] and second["selected"]["keys"] == first["selected"]["keys"]
-    assert second["training"]["loss_first"] == first["training"]["loss_first"]
+    few_steps = ("--max_steps", "3", "--logging_steps", "1")
+    output, again, asked, _ = quickstart("all", *few_steps)
+    assert asked == 0 and "the candidates are reused" in output
+    assert again["hash"] == first["hash"] and again["selected"]["keys"] == first["selected"]["keys"]
+    assert again["training"]["loss_first"] == first["training"]["loss_first"]
+
+    shutil.copytree(tmp_path / "all" / "student", tmp_path / "selective" / "student")
+    _, selective, *calls = quickstart("selective", "--reflect", "selective", *few_steps)
+    assert calls == [0, 96]
+    assert selective["selected"]["keys"] == first["selected"]["keys"]
+    assert losses(tmp_path / "selective") == losses(tmp_path / "all")
+    one, other = (datasets.load_from_disk(tmp_path / name / "selected") for name in ("all", "selective"))
+    assert one["input_ids"][:] == other["input_ids"][:]
 
 
 @pytest.mark.slow
@@ -434,26 +443,6 @@ def test_asking_for_what_the_student_chose_takes_two_calls_a_row(settings, stude
 
 
 @pytest.mark.slow
-def test_both_orders_choose_alike_on_the_demo(tmp_path):
-    quickstart = ("--config", ROOT / "recipes" / "quickstart.yaml", "--max_steps", "3", "--logging_steps", "1")
-    results = {}
-    for name, order, processes in (("all", "all", 1), ("selective", "selective", 1), ("two", "selective", 2)):
-        if name != "all":
-            shutil.copytree(tmp_path / "all" / "student", tmp_path / name / "student")
-        done = run(*quickstart, "--output_dir", tmp_path / name, "--reflect", order, processes=processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[name] = summary(tmp_path / name)
-    calls = {name: (result["calls"]["asked"], result["calls"]["reused"]) for name, result in results.items()}
-    assert calls == {"all": (0, 141), "selective": (0, 96), "two": (0, 96)}
-    assert len({result["selected"]["keys"] for result in results.values()}) == 1
-    assert losses(tmp_path / "selective") == losses(tmp_path / "all")
-    inside = [results["two"]["training"][name] for name in ("processes", "backend", "model_class")]
-    assert inside == [2, "gloo", "DistributedDataParallel"]
-    chosen = [datasets.load_from_disk(tmp_path / name / "selected")["input_ids"][:] for name in results]
-    assert chosen[0] == chosen[1] == chosen[2]
-
-
-@pytest.mark.slow
 def test_selective_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
     # an adapter starts at random: its losses show whether the choice before left a trace
     ours = {"reflect": "selective", "ledger": str(tmp_path / "ledger.sqlite"), "use_peft": True, "learning_rate": 1e-2}
@@ -502,12 +491,7 @@ def test_selective_candidates_are_for_one_student_and_rule(settings, endpoint, t
 def test_a_kill_between_choice_and_responses_costs_neither(settings, student, endpoint, tmp_path):
     endpoint.latency = 0.5
     config = settings(reflect="selective", max_steps=1, max_concurrency=1)
-    process = subprocess.Popen([sys.executable, str(ROOT / RECIPE), "--config", str(config)], cwd=ROOT)
-    until = time.monotonic() + 200
-    while len(endpoint.requests) < 11 and time.monotonic() < until:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    kill_when(lambda: len(endpoint.requests) >= 11, command(RECIPE, "--config", config))
     assert len(endpoint.requests) == 11 and not (tmp_path / "run" / "candidates").exists()
     made = (tmp_path / "run" / "instructions" / "made_with.json").stat().st_mtime_ns
     assert "`reflect.rule` was" in said(run("--config", settings(reflect="selective", rule="ifd")))[0]
@@ -545,9 +529,8 @@ def test_a_new_instruction_that_came_later_is_chosen_from(settings, student, end
 
 @pytest.mark.slow
 def test_the_student_chooses_twice_under_zero_3(settings, student, endpoint, tmp_path):
-    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
-    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(shipped | {"use_cpu": True, "num_processes": 2}))
-    done = run("--config", settings(reflect="selective"), processes=2, accelerate=tmp_path / "zero.yaml")
+    zero3 = on_cpu("zero3", tmp_path)
+    done = run("--config", settings(reflect="selective"), processes=2, accelerate=zero3)
     assert done.returncode == 0, done.stderr[-3000:]
     training = summary(tmp_path / "run")["training"]
     inside = training["processes"], training["distributed_type"], training["model_class"]
@@ -558,7 +541,7 @@ def test_the_student_chooses_twice_under_zero_3(settings, student, endpoint, tmp
 
     before = losses(tmp_path / "run")  # of the second trainer in its launch; now the first and only one
     alone = settings(reflect="selective", stage="train")
-    assert run("--config", alone, processes=2, accelerate=tmp_path / "zero.yaml").returncode == 0
+    assert run("--config", alone, processes=2, accelerate=zero3).returncode == 0
     assert losses(tmp_path / "run") == before
 
 

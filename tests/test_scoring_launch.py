@@ -2,15 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
-from launching import kill_when
+from conftest import TEXTS, byte_level_tokenizer, tiny_llama
+from launching import command, kill_when, launch, on_cpu
 from test_templates import row_of, table_of
 
 from hf_reflect import StudentScorer
@@ -36,19 +33,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command(folder, launcher=(), **options):
-    options = {"student": str(folder / "student"), "table": str(folder / "table")} | options
-    return [sys.executable, *launcher, "tests/launched_scoring.py", json.dumps(options)]
+def arguments(folder, output, **options):
+    options = {"student": str(folder / "student"), "table": str(folder / "table"), "output": str(output)} | options
+    return "tests/launched_scoring.py", json.dumps(options)
 
 
-def accelerate(config=ROOT / "accelerate_configs" / "cpu.yaml"):
-    return ("-m", "accelerate.commands.launch", "--config_file", str(config))
-
-
-def run(folder, output, launcher=(), **options):
-    line = command(folder, launcher, output=str(output), **options)
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-9000:]
+def run(folder, output, config=None, **options):
+    done = launch(*arguments(folder, output, **options), config=config)
     assert "Scoring" not in done.stderr  # no terminal, and less than a minute
     return json.loads(output.read_text())
 
@@ -61,7 +52,7 @@ def alone(folder):
 
 @pytest.mark.slow
 def test_two_processes_share_the_tokens_evenly_and_give_the_table_of_one(folder, alone, tmp_path):
-    result = run(folder, tmp_path / "two.json", accelerate())
+    result = run(folder, tmp_path / "two.json", on_cpu("ddp", tmp_path))
     assert (result["processes"], result["distributed_type"], result["backend"]) == (2, "MULTI_CPU", "gloo")
     assert result["same"]
     for name in ("losses", "ifd", "r_ifd"):
@@ -75,27 +66,17 @@ def test_two_processes_share_the_tokens_evenly_and_give_the_table_of_one(folder,
 
 @pytest.mark.slow
 def test_partitioned_weights_give_the_same_table_with_as_many_passes_on_every_rank(folder, alone, tmp_path):
-    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-    }
-    (tmp_path / "ds.json").write_text(json.dumps(settings))
-    shipped |= {"use_cpu": True, "num_processes": 2}
-    shipped["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "ds.json"), "zero3_init_flag": False}
-    del shipped["mixed_precision"]
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(shipped))
-    launcher = accelerate(tmp_path / "accelerate.yaml")
-    result = run(folder, tmp_path / "zero3.json", launcher, checkpoint_dir=str(tmp_path / "scores"), again=True)
+    config = on_cpu("zero3", tmp_path)
+    result = run(folder, tmp_path / "zero3.json", config, checkpoint_dir=str(tmp_path / "scores"), again=True)
     assert (result["processes"], result["distributed_type"]) == (2, "DEEPSPEED")
     assert result["partitioned"] and result["same"]
     assert result["losses"][:-1] == pytest.approx(alone["losses"][:-1], rel=1e-6)
     assert result["passes"][0] == result["passes"][1] > 0 and result["passes_again"] == [0, 0]
 
 
-def start_and_kill(folder, output, launcher=(), rank=None, **options):
+def start_and_kill(folder, output, config=None, rank=None, **options):
     """Kill it as soon as two files of losses are there."""
-    scores, line = Path(options["checkpoint_dir"]), command(folder, launcher, output=str(output), **options)
+    scores, line = Path(options["checkpoint_dir"]), command(*arguments(folder, output, **options), config=config)
     return kill_when(lambda: len(list(scores.glob("losses*"))) >= 2, line, rank=rank)
 
 
@@ -118,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder, tmp_path):
 def test_a_killed_rank_ends_the_launch_and_one_process_can_finish(folder, alone, tmp_path):
     options = {"tokens": 512, "seconds_a_pass": 0.1, "checkpoint_dir": str(tmp_path / "scores")}
     (tmp_path / "scores").mkdir()
-    seconds, code = start_and_kill(folder, tmp_path / "out.json", accelerate(), rank=1, **options)
+    seconds, code = start_and_kill(folder, tmp_path / "out.json", on_cpu("ddp", tmp_path), rank=1, **options)
     assert seconds < 60 and code != 0
     resumed = run(folder, tmp_path / "out.json", **{**options, "seconds_a_pass": 0})
     for name in ("losses", "ifd", "r_ifd"):

@@ -74,7 +74,7 @@ class _Layout:
         elif len(self.windows) == 1:
             (window,) = self.windows
         else:
-            raise NotImplementedError("its layers do not tell which of its masks they want")
+            raise RuntimeError("its layers do not tell which of its masks they want")
         return None if window is None or window >= self.longest else window
 
     def causal(self, device: torch.device, dtype: torch.dtype, window: int | None) -> torch.Tensor:

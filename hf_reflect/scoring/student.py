@@ -231,41 +231,55 @@ class Student:
             SettingsError: tokens see what comes after them: an encoder.
         """
         ordered = sorted(passages or [_FIRST, *_OTHERS], key=len)
+        by_logits = self._by_its_logits(_FIRST)
         together: dict[Passage, float] = {}
-        company: list[dict[Passage, float]] = []
-        alone: dict[Passage, float] = {}
         reason = self._known_not_to_pack()
         if reason is None:
             self.packs = True
             try:
                 for losses in self.run(ordered):
                     together |= losses.means()
-                for first in (_FIRST, _CHANGED):
-                    company.append(self._packed(pack([first, *_OTHERS])).means())
-                for passage in (_FIRST, ordered[0], ordered[-1]):
-                    alone |= self._targets_only(pack([passage])).means()
+                # all are asked, whatever one finds: processes that share out the weights must pass equally often
+                found = [
+                    self._differs_in_company(),
+                    self._differs_by_itself(ordered[0], together),
+                    self._differs_by_itself(ordered[-1], together),
+                    self._differs_by_its_logits(by_logits),
+                ]
+                reason = next(filter(None, found), None)
             except SettingsError:
                 raise
             except Exception as error:  # whatever an architecture may say to a pack, it can be scored without
                 reason = f"{type(error).__name__}: {error}"
-        self.packs = False
-        whole = self._by_its_logits(_FIRST)
-        if reason is not None:
-            return together, reason
-        rounding = _ROUNDING[self._precision]
+            finally:
+                self.packs = False
+        return together, reason
+
+    def _differs_in_company(self) -> str | None:
         mixed = self._is_quantized or any(getattr(self.config, name, None) for name in _EXPERTS)
         same_shape = _SAME_SHAPE_BUT_MIXED if mixed else _SAME_SHAPE
+        company = [self._packed(pack([first, *_OTHERS])).means() for first in (_FIRST, _CHANGED)]
         for passage in _OTHERS:
             one, other = (losses[passage] for losses in company)
             if _differ(passage, one, other, same_shape):
-                return together, f"a loss of {one:.6g} becomes {other:.6g} in other company"
-        for passage in (ordered[0], ordered[-1]):
-            one, other = together[passage], alone[passage]
-            if _differ(passage, one, other, rounding):
-                return together, f"a loss is {one:.6g} in a pack and {other:.6g} by itself"
-        if _differ(_FIRST, alone[_FIRST], whole, rounding):
-            return together, f"a loss is {alone[_FIRST]:.6g} by its output embeddings and {whole:.6g} by its logits"
-        return together, None
+                return f"a loss of {one:.6g} becomes {other:.6g} in other company"
+        return None
+
+    def _differs_by_itself(self, passage: Passage, together: dict[Passage, float]) -> str | None:
+        one, other = together[passage], self._alone(passage)
+        if _differ(passage, one, other, _ROUNDING[self._precision]):
+            return f"a loss is {one:.6g} in a pack and {other:.6g} by itself"
+        return None
+
+    def _differs_by_its_logits(self, by_logits: float) -> str | None:
+        by_head = self._alone(_FIRST)
+        if _differ(_FIRST, by_head, by_logits, _ROUNDING[self._precision]):
+            return f"a loss is {by_head:.6g} by its output embeddings and {by_logits:.6g} by its logits"
+        return None
+
+    def _alone(self, passage: Passage) -> float:
+        """A passage's loss by the model's own attention."""
+        return self._targets_only(pack([passage])).means()[passage]
 
     def _by_its_logits(self, passage: Passage) -> float:
         """A short passage's loss by the logits as they come.
