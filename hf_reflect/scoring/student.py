@@ -231,7 +231,6 @@ class Student:
             SettingsError: tokens see what comes after them: an encoder.
         """
         ordered = sorted(passages or [_FIRST, *_OTHERS], key=len)
-        by_logits = self._by_its_logits(_FIRST)
         together: dict[Passage, float] = {}
         reason = self._known_not_to_pack()
         if reason is None:
@@ -244,8 +243,8 @@ class Student:
                     self._differs_in_company(),
                     self._differs_by_itself(ordered[0], together),
                     self._differs_by_itself(ordered[-1], together),
-                    self._differs_by_its_logits(by_logits),
                 ]
+                by_head = self._alone(_FIRST)
                 reason = next(filter(None, found), None)
             except SettingsError:
                 raise
@@ -253,6 +252,9 @@ class Student:
                 reason = f"{type(error).__name__}: {error}"
             finally:
                 self.packs = False
+        by_logits = self._by_its_logits(_FIRST)
+        if reason is None and _differ(_FIRST, by_head, by_logits, _ROUNDING[self._precision]):
+            reason = f"a loss is {by_head:.6g} by its output embeddings and {by_logits:.6g} by its logits"
         return together, reason
 
     def _differs_in_company(self) -> str | None:
@@ -269,12 +271,6 @@ class Student:
         one, other = together[passage], self._alone(passage)
         if _differ(passage, one, other, _ROUNDING[self._precision]):
             return f"a loss is {one:.6g} in a pack and {other:.6g} by itself"
-        return None
-
-    def _differs_by_its_logits(self, by_logits: float) -> str | None:
-        by_head = self._alone(_FIRST)
-        if _differ(_FIRST, by_head, by_logits, _ROUNDING[self._precision]):
-            return f"a loss is {by_head:.6g} by its output embeddings and {by_logits:.6g} by its logits"
         return None
 
     def _alone(self, passage: Passage) -> float:
