@@ -338,6 +338,7 @@ def limited(endpoint, most, window):
     return refused
 
 
+@pytest.mark.slow  # the benchmark shows more
 def test_an_unknown_limit_is_learned_from_the_headers(endpoint, tmp_path):
     refused = limited(endpoint, 20, 2.0)
     replies = make(endpoint, tmp_path, max_concurrency=16, max_retries=0)(chats(50))
@@ -913,6 +914,7 @@ def test_what_a_killed_process_was_asking_is_asked_by_another(tmp_path):
         assert database.execute("SELECT count(*) FROM claims").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_a_slow_request_stays_the_one_who_sent_it(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "_CLAIM", 2.0)
     with Endpoint(lambda request: "fine", latency=5.0) as endpoint, ThreadPoolExecutor(2) as pool:

@@ -48,7 +48,9 @@ def configured(backend, folder):
 
 
 @pytest.mark.parametrize(
-    "backend", [name if name == "ddp" else pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS]
+    "backend",
+    # by default those that need no compiler: DeepSpeed's collectives are compiled the first time
+    [name if name in ("ddp", "fsdp") else pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS],
 )
 def test_losses_and_learning_rates_are_those_of_the_oracle(backend, folder):
     modes = ("once", "epoch", "epoch@6", "epoch@8", "once@4", "evaluated")  # 6: in the middle of an epoch, 8: its end
