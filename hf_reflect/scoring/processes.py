@@ -39,10 +39,11 @@ class Progress:
         from tqdm import tqdm
 
         terminal = sys.stderr.isatty()
-        form = "Scoring {percentage:3.0f} % of {total_fmt} tokens, {rate_fmt}, {remaining} left"
+        form = "Scoring: {percentage:3.0f}%|{bar}| {total_fmt} tokens, {rate_fmt}, {remaining} left"
+        # leave=None: below the bar of a training it goes when it is done
         self.bar = tqdm(
             total=total, bar_format=form, unit=" tokens", unit_scale=True, dynamic_ncols=True,
-            disable=not (shown and terminal),
+            leave=None, disable=not (shown and terminal),
         )  # fmt: skip
         self.shown, self.total, self.done = shown and not terminal, total, 0
         self.started = self.said = time.monotonic()
