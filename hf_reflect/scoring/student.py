@@ -15,8 +15,9 @@ from .packing import Pack, Passage, pack, packs_within, size
 
 logger = logging.getLogger(__name__)
 
-# Logits that exist at once, in values: 2**25 take 128 MiB in float32, and as much again while they become a loss.
-_LOGITS = {"cpu": 2**25}
+# Logits that exist at once, in values: 2**24 take 64 MiB in float32, and as much again while they become a loss. More
+# make a CPU's bfloat16 slower by a fifth.
+_LOGITS = {"cpu": 2**24}
 _LOGITS_ELSEWHERE = 2**27
 _PADDED_LOGITS = 2**28  # of a batch without packing; a single long passage may exceed it
 # "auto": larger packs are slower on a CPU, whose caches they outgrow; CUDA is measured, between these

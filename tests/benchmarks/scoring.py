@@ -354,7 +354,8 @@ def main() -> None:
         gpu = (
             f", {torch.cuda.get_device_name()}" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
         )
-        title = f"Scoring, measured on {'a GPU' if options.device == 'cuda' else 'a CPU'}"
+        cpu = f"a CPU ({torch.backends.cpu.get_cpu_capability()})"  # the ratios depend on it
+        title = f"Scoring, measured on {'a GPU' if options.device == 'cuda' else cpu}"
         write(report(title, found, PACKAGES, how, gpu), output)
     sys.exit(not all(line.reached for line in found))
 
