@@ -247,6 +247,10 @@ def test_whatever_the_lengths_losses_are_those_of_the_plain_definition(student, 
             assert scored[alone][place] == pytest.approx(naive_loss(model, bos, target), rel=1e-5)
 
 
+class TooManyTurn(AssertionError):
+    """More than one comparison in a hundred."""
+
+
 def comparisons_that_turn(exact, rough):
     """Between the four versions of a row: place, versions, and how far apart they are when computed exactly."""
     pairs = [(start, i, j) for start in range(0, len(exact), 4) for i in range(4) for j in range(i)]
@@ -256,11 +260,16 @@ def comparisons_that_turn(exact, rough):
     return len(pairs), [(row, i, j, one) for row, i, j, one, other in margins if one * other < 0]
 
 
-# Which near ties turn round is a CPU's luck: of a model in bfloat16 5 of 600 with AVX2, 9 with AVX-512's bfloat16
-# instructions; of one that is autocast, as the Trainer's `bf16` does, 4 with either.
+MISSED = pytest.mark.xfail(
+    torch.cpu._is_avx512_bf16_supported(),
+    raises=TooManyTurn,
+    reason="of a model in bfloat16 9 of 600 near ties turn round on a CPU with its instructions; 5 with AVX2",
+)
+
+
 @pytest.mark.slow  # most CPUs compute bfloat16 slowly
-@pytest.mark.parametrize(("how", "share"), [("weights", 0.02), ("autocast", 0.01)])
-def test_bfloat16_agrees_with_float32_on_losses_and_on_nearly_every_comparison(reference, capsys, how, share):
+@pytest.mark.parametrize("how", [pytest.param("weights", marks=MISSED), "autocast"])
+def test_bfloat16_agrees_with_float32_on_losses_and_on_nearly_every_comparison(reference, capsys, how):
     folder = reference / "models" / "tiny-student"
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     lines = (reference / "reference" / "scores.jsonl").read_text().splitlines()
@@ -294,9 +303,11 @@ def test_bfloat16_agrees_with_float32_on_losses_and_on_nearly_every_comparison(r
         print("", *lines, sep="\n")
     assert worst < 5e-3
     for name, (compared, turning) in turned.items():
-        assert compared == 600 and len(turning) <= share * compared, name
+        assert compared == 600
         for row, i, j, margin in turning:  # no farther apart than rounding explains
             assert abs(margin) < 2 * 5e-3 * max(exact[name][4 * row + i], exact[name][4 * row + j])
+        if len(turning) > 0.01 * compared:
+            raise TooManyTurn(f"{name}: {len(turning)} of {compared}")
 
 
 class LargestLogits(TorchDispatchMode):
