@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import socket
@@ -13,7 +14,7 @@ import yaml
 from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
 from endpoint import Endpoint, rewriting
 from filelock import FileLock
-from launching import command, environment, kill_when, on_cpu
+from launching import command, kill_when, on_cpu
 
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
@@ -24,7 +25,7 @@ RECIPE = "recipes/srecycle_wizardlm.py"
 def start(*arguments, processes=1, cwd=ROOT, accelerate=ROOT / "accelerate_configs" / "cpu.yaml"):
     """The recipe in processes of its own, as people start it."""
     line = command(RECIPE, *arguments, config=accelerate if processes > 1 else None)
-    without_key = {name: value for name, value in environment().items() if name != "OPENAI_API_KEY"}
+    without_key = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     return subprocess.Popen(line, cwd=cwd, env=without_key, stdout=PIPE, stderr=PIPE, text=True)
 
 
