@@ -67,11 +67,10 @@ class DataArguments:
         return to_pairs(dataset, turns=self.turns, invalid=self.invalid)
 
 
-@dataclass
-class TeacherArguments:
-    """Who rewrites the data, and how hard it may be asked; the key is in the environment."""
+@dataclass(kw_only=True)
+class EndpointArguments:
+    """How an endpoint is asked, and how hard; the key is in the environment."""
 
-    teacher_model: str = field(metadata={"help": "Model name as the endpoint knows it."})
     base_url: str | None = field(
         default=None, metadata={"help": "Any OpenAI-compatible endpoint; OpenAI's if absent."}
     )
@@ -85,16 +84,13 @@ class TeacherArguments:
     mode: str = field(
         default="live", metadata={"help": "live, or batch: OpenAI's batch API, slow and half the price."}
     )
-    structured: bool = field(default=False, metadata={"help": "Ask for JSON by a schema that the endpoint enforces."})
-    retry_unusable: int = field(default=0, metadata={"help": "Ask again, warmer, for replies that cannot be used."})
-    checks: list[str] = field(
-        default_factory=list, metadata={"help": "Names in hf_reflect.checks.CHECKS: same_language, code_still_parses."}
-    )
     max_concurrency: int = field(default=64, metadata={"help": "Requests in flight; changes speed, never replies."})
     requests_per_minute: float | None = field(default=None, metadata={"help": "The endpoint's limit."})
     tokens_per_minute: float | None = field(default=None, metadata={"help": "The endpoint's limit."})
     timeout: float = field(default=300.0, metadata={"help": "Seconds for one request."})
-    total_timeout: float | None = field(default=None, metadata={"help": "Seconds for each reflection as a whole."})
+    total_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds for each round of asking as a whole."}
+    )
     max_retries: int = field(default=8, metadata={"help": "Of one request, after failures that may pass."})
     max_failure_rate: float = field(default=0.2, metadata={"help": "Stop past this share of unusable replies."})
     price_per_million_input: float | None = field(default=None, metadata={"help": "Money per million tokens."})
@@ -106,12 +102,31 @@ class TeacherArguments:
 
     def __post_init__(self) -> None:
         self.extra_body = _mapping("extra_body", self.extra_body)
+
+    def asking(self, model: str, ledger: Path) -> Teacher:
+        """A `Teacher` of these settings for a model; `ledger` is its file unless they name one."""
+        settings = asdict(self) | {"ledger": str(self.ledger or ledger), "model": model}
+        return Teacher(**{f.name: settings[f.name] for f in fields(Teacher) if f.name in settings})
+
+
+@dataclass(kw_only=True)
+class TeacherArguments(EndpointArguments):
+    """Who rewrites the data, and how hard it may be asked; the key is in the environment."""
+
+    teacher_model: str = field(metadata={"help": "Model name as the endpoint knows it."})
+    structured: bool = field(default=False, metadata={"help": "Ask for JSON by a schema that the endpoint enforces."})
+    retry_unusable: int = field(default=0, metadata={"help": "Ask again, warmer, for replies that cannot be used."})
+    checks: list[str] = field(
+        default_factory=list, metadata={"help": "Names in hf_reflect.checks.CHECKS: same_language, code_still_parses."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         all_of(self.checks)  # what it needs is there
 
     def teacher(self, ledger: Path) -> Teacher:
         """The `Teacher` of these settings; `ledger` is its file unless they name one."""
-        settings = asdict(self) | {"ledger": str(self.ledger or ledger), "model": self.teacher_model}
-        return Teacher(**{f.name: settings[f.name] for f in fields(Teacher) if f.name in settings})
+        return self.asking(self.teacher_model, ledger)
 
     def reflections(self, teacher: Teacher) -> tuple[ReflectionTransform, ReflectionTransform]:
         """On the instruction, then on the response."""
