@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from .callback import SelectionCallback as SelectionCallback
     from .errors import BudgetExceeded as BudgetExceeded
     from .errors import ReflectError as ReflectError
+    from .judge import judge_pairs as judge_pairs
+    from .judge import read_scores as read_scores
+    from .judge import win_rate as win_rate
     from .pairs import to_pairs as to_pairs
     from .prompts import PROMPTS as PROMPTS
     from .prompts import ReflectionPrompt as ReflectionPrompt
@@ -36,12 +39,15 @@ _HOME = {
     "SelectionCallback": "callback",
     "StudentScorer": "scoring",
     "Teacher": "teacher",
+    "judge_pairs": "judge",
+    "read_scores": "judge",
     "select": "selection",
     "select_top": "selection",
     "to_messages": "templates",
     "to_pairs": "pairs",
     "to_prompt_completion": "templates",
     "to_training_ids": "templates",
+    "win_rate": "judge",
 }
 __all__ = sorted(_HOME)
 

@@ -1,6 +1,6 @@
-"""What the teacher is asked and what shape its reply has: criteria, template and form side by side.
+"""What teacher and judge are asked and what shape a reply has: criteria, template and form side by side.
 
-Texts after arXiv 2402.10110, Figures 4 and 5. Ledger keys hang on them: a changed character asks everything again.
+Texts after arXiv 2402.10110, Figures 4 to 6. Ledger keys hang on them: a changed character asks everything again.
 """
 
 import json
@@ -181,6 +181,33 @@ class ReflectionPrompt:
         )
 
 
+@dataclass(frozen=True)
+class JudgePrompt:
+    """How a judge is asked to compare two answers; `hf_reflect.judge.read_scores` reads its review.
+
+    Args:
+        system: the system message.
+        user: a `str.format` template with `{question}`, `{answer_1}` and `{answer_2}`.
+
+    Raises:
+        SettingsError: the template has unknown fields or lacks one.
+
+    Source: arXiv 2402.10110, Figure 4.
+    """
+
+    system: str
+    user: str
+
+    def __post_init__(self) -> None:
+        fields = ("question", "answer_1", "answer_2")
+        _check_template("user", self.user, fields, needed=fields)
+
+    def chat(self, question: str, answer_1: str, answer_2: str) -> list[dict[str, str]]:
+        """The messages that ask for two scores."""
+        user = _filled(self.user, question=question, answer_1=answer_1, answer_2=answer_2)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
 @cache
 def _pieces(template: str) -> list[tuple[str, str]] | None:
     """Each text of a `str.format` template and the field behind it; None where a field is formatted further."""
@@ -256,7 +283,7 @@ _RESPONSE_TASK = (
     "2. Based on the reason you provided, generate a better answer, new and complete, as detailed as possible"
 )
 
-PROMPTS = {
+PROMPTS: dict[str, Any] = {
     "instruction": ReflectionPrompt(
         system=_INSTRUCTION_SYSTEM,
         user=f"{_INSTRUCTION_TASK}, put the new instruction in the format of [New Instruction] your instruction [End]"
@@ -281,5 +308,20 @@ PROMPTS = {
         'Reply with one JSON object and nothing else. Its keys are "critique" (your answer to 1) and "response" (the '
         "better answer of 2); each value is a string.",
         schema=_schema("critique", "response"),
+    ),
+    # Figure 4 as meant: printed, it shows the block of Assistant 2 twice
+    "judge": JudgePrompt(
+        system="You are a helpful and precise assistant for checking the quality of the answer.",
+        user="[Question]\n{question}\n\n"
+        "[The Start of Assistant 1's Answer]\n{answer_1}\n[The End of Assistant 1's Answer]\n\n"
+        "[The Start of Assistant 2's Answer]\n{answer_2}\n[The End of Assistant 2's Answer]\n\n"
+        "We would like to request your feedback on the performance of two AI assistants in response to the user "
+        "question displayed above.\n"
+        "Please rate the helpfulness, relevance, accuracy, level of details of their responses. Each assistant "
+        "receives an overall score on a scale of 1 to 10, where a higher score indicates better overall performance.\n"
+        "Please first output a single line containing only two values indicating the scores for Assistant 1 and 2, "
+        "respectively. The two scores are separated by a space. In the subsequent line, please provide a "
+        "comprehensive explanation of your evaluation, avoiding any potential bias and ensuring that the order in "
+        "which the responses were presented does not affect your judgment.",
     ),
 }

@@ -114,7 +114,8 @@ class ReflectionTransform:
             )
         if not isinstance(prompt, ReflectionPrompt | None):
             raise SettingsError(
-                f"`prompt` is a `ReflectionPrompt`, not {prompt!r}: `PROMPTS` has {', '.join(PROMPTS)}."
+                f"`prompt` is a `ReflectionPrompt`, not {prompt!r}: `PROMPTS` has "
+                f"{', '.join(name for name, some in PROMPTS.items() if isinstance(some, ReflectionPrompt))}."
             )
         if retry_unusable < 0:
             raise SettingsError(f"`retry_unusable` counts further attempts: 0 or more, not {retry_unusable}.")

@@ -14,6 +14,7 @@ from hf_reflect.errors import SettingsError
 from hf_reflect.prompts import ReflectionPrompt, Rewrite
 
 INSTRUCTION, RESPONSE = PROMPTS["instruction"], PROMPTS["response"]
+REFLECTIONS = {name: prompt for name, prompt in PROMPTS.items() if isinstance(prompt, ReflectionPrompt)}
 ERRORS = ("truncated: ", "refused: ", "unparsed: ", "placeholder: ")
 
 
@@ -890,7 +891,7 @@ TEXTS = (
 @settings(max_examples=500, deadline=None)
 @given(TEXTS, TEXTS, TEXTS)
 def test_what_is_rendered_is_read_back_to_the_character(instruction, response, critique):
-    for prompt in PROMPTS.values():
+    for prompt in REFLECTIONS.values():
         part = None if prompt in (RESPONSE, PROMPTS["response-json"]) else instruction
         rewrite = Rewrite(part, response, critique)
         assert prompt.parse(prompt.render(rewrite)) == rewrite
@@ -911,13 +912,13 @@ def test_reply_in_just_the_form_asked_for_is_read_by_the_same_rules_as_others(in
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*PIECES, *HOSTILE, "{", '"response"', ": "]), st.text(max_size=9))), TEXTS)
 def test_no_text_makes_parse_raise(pieces, text):
-    for prompt in PROMPTS.values():
+    for prompt in REFLECTIONS.values():
         rewrite = prompt.parse("".join([*pieces, text]))
         assert (rewrite.response is None) == (rewrite.error is not None)
         assert rewrite.error is None or rewrite.error.startswith(ERRORS)
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", REFLECTIONS)
 def test_hostile_replies_take_linear_time(name):
     units = [
         *HOSTILE,
@@ -1099,7 +1100,7 @@ def test_prompt_that_cannot_work_is_refused_at_construction(change, message):
         ReflectionPrompt(**{**OWN, **change})
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", REFLECTIONS)
 @pytest.mark.parametrize("module", [pickle, dill])
 def test_prompt_survives_pickling_and_equals_itself(module, name):
     again = module.loads(module.dumps(PROMPTS[name]))
