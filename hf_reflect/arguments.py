@@ -5,20 +5,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from datasets import Dataset
 
 from .checks import all_of
-from .columns import require_columns
+from .columns import SCORE_COLUMNS, require_columns
 from .errors import ReflectError, SettingsError
 from .launch import load_table
 from .pairs import to_pairs
 from .prompts import PROMPTS
 from .reflection import ReflectionTransform
-from .selection import check_rule, check_schedule
+from .selection import check_rule, check_schedule, check_top
 from .teacher import Teacher
 from .templates import check_template
+
+if TYPE_CHECKING:
+    from .published import Published
 
 
 @dataclass
@@ -42,17 +45,67 @@ class DataArguments:
     candidates: str | None = field(
         default=None, metadata={"help": "A recycled table (folder or Hub id) to choose from."}
     )
+    published: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Candidates of the papers' authors: alpaca-7b, alpaca-13b, wizardlm-7b, wizardlm-13b (the student "
+            "of their scores), or a mapping of texts, scores and rows, each of the first two a folder or a Hub id."
+        },
+    )
+    preselect_share: float | None = field(
+        default=None, metadata={"help": "Recycle only this share of the rows, those that come first by preselect_by."}
+    )
+    preselect_by: str = field(
+        default="ifd", metadata={"help": "ifd (hardest first), r_ifd, a loss column, longest or random."}
+    )
     estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
     overwrite: bool = field(default=False, metadata={"help": "Replace tables that other settings made."})
     push_dataset_to: str | None = field(default=None, metadata={"help": "Hub id for the selected rows; private."})
     demo: bool = field(default=False, metadata={"help": "Bundled pairs, written replies and a toy student."})
 
     def __post_init__(self) -> None:
-        self.rename_columns = _mapping("rename_columns", self.rename_columns)
+        self.rename_columns = mapping("rename_columns", self.rename_columns)
         if self.stage not in ("all", "recycle", "select", "train"):
             raise SettingsError(f"`stage` is all, recycle, select or train, not {self.stage!r}.")
         if self.reflect not in ("all", "selective"):
             raise SettingsError(f"`reflect` is all or selective, not {self.reflect!r}.")
+        if self.published is not None:
+            self.published_table()
+            if self.candidates is not None or self.stage == "recycle":
+                raise SettingsError(
+                    "`published` are candidates that nobody recycles: leave out `candidates`, `recycle`."
+                )
+        if self.preselect_share is not None:
+            check_top(self.preselect_share, self.preselect_by)
+            if self.candidates is not None or self.published is not None:
+                raise SettingsError(
+                    "With `candidates` or `published` nothing is asked, so there is nothing to preselect: leave out "
+                    "`preselect_share`."
+                )
+
+    def published_table(self) -> "Published":
+        """What `published` names.
+
+        Raises:
+            SettingsError: nothing is known by that name.
+        """
+        from .published import PUBLISHED, Published
+
+        given = self.published
+        if isinstance(given, str) and given not in PUBLISHED:
+            given = mapping("published", given) if given.lstrip().startswith("{") else given
+        try:
+            return PUBLISHED[given] if isinstance(given, str) else Published(**(given or {}))
+        except (KeyError, TypeError) as error:
+            raise SettingsError(
+                f"`published` is one of {', '.join(PUBLISHED)}, or a mapping of `texts`, `scores` and `rows`, not "
+                f"{given!r}."
+            ) from error
+
+    @property
+    def preselects_by_score(self) -> bool:
+        """Whether the student must score the rows before the teacher sees some."""
+        return self.preselect_share is not None and self.preselect_by in SCORE_COLUMNS
 
     def pairs(self) -> Dataset:
         """The table of `to_pairs` of these settings."""
@@ -101,7 +154,7 @@ class EndpointArguments:
     on_budget: str = field(default="stop", metadata={"help": "stop (the rest stays unasked) or raise."})
 
     def __post_init__(self) -> None:
-        self.extra_body = _mapping("extra_body", self.extra_body)
+        self.extra_body = mapping("extra_body", self.extra_body)
 
     def asking(self, model: str, ledger: Path) -> Teacher:
         """A `Teacher` of these settings for a model; `ledger` is its file unless they name one."""
@@ -161,6 +214,9 @@ class SelectionArguments:
     )
     keep: str | None = field(default="reflected", metadata={"help": "reflected (only rewritten responses), or null."})
     template: str = field(default="vicuna", metadata={"help": "auto, chat, vicuna, alpaca, wizardlm or plain."})
+    rescore: bool = field(
+        default=True, metadata={"help": "false: the candidates' own scores count, or the rule needs none."}
+    )
 
     def __post_init__(self) -> None:
         check_rule(self.rule, self.keep)
@@ -168,7 +224,7 @@ class SelectionArguments:
         check_template(self.template)
 
 
-def _mapping(name: str, value: dict | str | None) -> dict | None:
+def mapping(name: str, value: dict | str | None) -> dict | None:
     """A mapping, which the command line gives as the text of one."""
     import yaml
 

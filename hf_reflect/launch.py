@@ -3,15 +3,19 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import huggingface_hub
 from datasets import Dataset, DatasetDict
 
 from .errors import DataError, Interrupted, ReflectError
+
+if TYPE_CHECKING:
+    from trl import ModelConfig, SFTConfig, SFTTrainer
 
 
 def main_of(recipe: Callable[[], None]) -> None:
@@ -59,7 +63,7 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
         raise
     except StopIteration as error:
         raise DataError(f"The {what} {path!r} is empty.") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         nowhere = "" if local.exists() else f"there is no such file or folder in {Path.cwd()}, and "
         raise DataError(
             f"The {what} {path!r} cannot be loaded: {nowhere}{_first_line(error)}\nGive a folder of `save_to_disk`, "
@@ -103,3 +107,47 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
             f"The student {model!r} cannot be loaded: {local or _first_line(error)}\nGive a folder of "
             "`save_pretrained`, or the id of a model on the Hub (and be online, and logged in where it is gated)."
         ) from error
+
+
+def build_trainer(model: "ModelConfig", tokenizer: Any, rows: Dataset, arguments: "SFTConfig") -> "SFTTrainer":
+    """An SFTTrainer of TRL's own settings for a model: adapter, quantization, precision."""
+    from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+    return SFTTrainer(
+        model=model.model_name_or_path,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+
+
+def release(trainer: Any) -> None:
+    """All ranks: give back what a trainer holds, so that the next one of the launch begins as if it were the first.
+
+    The trainer is no trainer any more afterwards, and its callbacks and its model are nobody's.
+    """
+    from accelerate.state import AcceleratorState
+    from accelerate.utils.memory import clear_device_cache
+
+    trainer.accelerator.free_memory()
+    for parameter in trainer.model.parameters():
+        if hasattr(parameter, "ds_tensor"):  # ZeRO-3: DeepSpeed's own lists keep modules alive, so these give way here
+            parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+    vars(trainer).clear()  # whoever still holds it holds no memory
+    AcceleratorState._reset_state()  # else the next trainer cannot bring its DeepSpeed settings; processes stay joined
+    clear_device_cache(garbage_collection=True)
+
+
+@contextmanager
+def whole_models(arguments: "SFTConfig") -> Iterator[None]:
+    """Within it `from_pretrained` gives each process the whole model, though the launch trains with ZeRO-3."""
+    from transformers.integrations import deepspeed
+
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if getattr(arguments, "hf_deepspeed_config", None) is not None:
+            deepspeed.set_hf_deepspeed_config(arguments.hf_deepspeed_config)

@@ -1,5 +1,6 @@
 """The teacher's part of a run, for rank 0: pairs become candidates, in one of two orders.
 
+    before     with `preselect_share` only the rows that are worth it, say those that the student finds hardest
     all        new instructions, then new responses to originals and new instructions            3 calls a row
     selective  new instructions; the student chooses; new responses to what it chose only        2 calls a row
 
@@ -15,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from .arguments import DataArguments, SelectionArguments, TeacherArguments
+from .arguments import DataArguments, TeacherArguments
 from .columns import KEY_COLUMNS, SCORE_COLUMNS, is_usable
 from .errors import SettingsError
 from .reflection import ReflectionTransform
 from .run import Run, content_digest, is_complete
-from .selection import RULES, kept_positions
+from .selection import RULES, kept_positions, select_top
 from .teacher import Teacher
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
 
     from .callback import SelectionCallback
+    from .published import Published
 
 _ANSWERED = {"response": "original", "instruction+response": "instruction"}  # what each was written to
 
@@ -53,6 +55,37 @@ def check_selective(rule: str, candidates: str | None) -> None:
 def made_for(student: dict[str, Any], rule: str, seed: int) -> dict[str, Any]:
     """What candidates of `reflect: selective` depend on beside data and teacher: the student and how it chooses."""
     return {"order": "selective", **student, "rule": rule, **({"seed": seed} if rule == "random" else {})}
+
+
+def prepare_pairs(run: Run, data: DataArguments, student: dict[str, Any]) -> int:
+    """With `preselect_share` by a score: the dataset as pairs/; how many of its rows wait to be scored.
+
+    Scores that are there, by the same student, stay.
+    """
+    if not data.preselects_by_score:
+        return 0
+    pairs = data.pairs()
+    settings = {"dataset": data.dataset, "split": data.split, "content": content_digest(pairs), **student}
+    if not run.holds("pairs", pairs=settings):
+        run.save("pairs", pairs)
+    return len(unscored(run.load("pairs")))
+
+
+def pairs_to_estimate(data: DataArguments) -> Dataset:
+    """What will be recycled; where the student has yet to preselect it, as many rows at random."""
+    pairs = data.pairs()
+    return pairs if data.preselect_share is None else select_top(pairs, share=data.preselect_share, by="random")
+
+
+def take_published(run: Run, published: "Published") -> None:
+    """The authors' candidates as this run's own; says whether their scores choose as many rows as they published."""
+    from .published import load_checked
+
+    made_with = {"data": {"dataset": published.texts, "scores": published.scores}, "teacher": {}}
+    if not run.holds("candidates", **made_with):
+        table, words = load_checked(published)
+        print(f"The published scores: {words}.", flush=True)
+        run.save("candidates", table)
 
 
 def reflect_all(run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher) -> None:
@@ -93,46 +126,42 @@ def unscored(instructions: Dataset) -> Dataset:
     return instructions.select([n for n, row_id in enumerate(instructions["row_id"]) if row_id in waiting])
 
 
-def score_instructions(run: Run, build: Callable[[], "SFTTrainer"], chosen_by: SelectionArguments, seed: int) -> None:
-    """`reflect: selective`, the student's choice; all ranks call. The scores go into instructions/.
+def score(run: Run, table: str, build: Callable[[], "SFTTrainer"], rule: str, template: str, seed: int) -> None:
+    """The student scores a table of the run before the teacher is asked; all ranks call.
 
-    `build` makes a trainer over `unscored(instructions)`. Afterwards nothing of it is left: no memory is held while
+    `build` makes a trainer over `unscored(run.load(table))`. Afterwards nothing of it is left: no memory is held while
     the teacher is asked for hours, and random states are as before, so that a new adapter begins as in a launch that
     only trains.
+
+    Args:
+        run: whose table gets the scores.
+        table: "pairs", or "instructions".
+        build: makes the trainer, anew.
+        rule: by which versions are chosen, for the table that is shown.
+        template: as in training.
+        seed: of the rule "random".
     """
     import torch
-    from accelerate.state import AcceleratorState
-    from accelerate.utils.memory import clear_device_cache
 
     from .callback import SelectionCallback
+    from .launch import release
 
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         trainer = build()
         # nothing is dropped: filter and gates are for the winners of both stages
         callback = SelectionCallback(
-            trainer,
-            rule=chosen_by.rule,
-            ifd_gate=None,
-            r_ifd_gate=None,
-            keep=None,
-            seed=seed,
-            template=chosen_by.template,
+            trainer, rule=rule, ifd_gate=None, r_ifd_gate=None, keep=None, seed=seed, template=template
         )
         callback.choose()
-    run.first("scores", partial(_keep_scores, run, callback))
-    trainer.accelerator.free_memory()
-    for parameter in trainer.model.parameters():
-        if hasattr(parameter, "ds_tensor"):  # ZeRO-3: DeepSpeed's own lists keep modules alive, so these give way here
-            parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
-    del trainer, callback  # they refer to each other, so only the collector frees them
-    AcceleratorState._reset_state()  # else the next trainer cannot bring its DeepSpeed settings; processes stay joined
-    clear_device_cache(garbage_collection=True)
+    run.first(f"{table}_scores", partial(_keep_scores, run, table, callback))
+    del callback
+    release(trainer)
 
 
-def _keep_scores(run: Run, callback: "SelectionCallback") -> None:
-    table = run.load("instructions")
-    run.save("instructions", put_scores(table, callback.with_scores(unscored(table))))
+def _keep_scores(run: Run, name: str, callback: "SelectionCallback") -> None:
+    table = run.load(name)
+    run.save(name, put_scores(table, callback.with_scores(unscored(table))))
 
 
 def reflect_chosen(run: Run, asked: TeacherArguments, teacher: Teacher, rule: str, seed: int) -> None:
@@ -172,7 +201,7 @@ def _pairs(
     run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher, made_for: dict[str, Any] | None
 ) -> Dataset | None:
     """What is to be recycled; None where the folder holds what came of it, and none of that waits for the teacher."""
-    pairs = data.pairs()
+    pairs = _worth_it(run, data)
     settings = {
         "data": {"dataset": data.dataset, "split": data.split, "content": content_digest(pairs)},
         "teacher": asked.settings(teacher),
@@ -183,6 +212,15 @@ def _pairs(
         run.holds("instructions", **settings)
     run.note(calls={"asked": 0, "reused": 0, "failed": 0, "cost": 0.0, "table_reused": reused})
     return None if reused else pairs
+
+
+def _worth_it(run: Run, data: DataArguments) -> Dataset:
+    """The rows that the teacher is to rewrite."""
+    pairs = run.load("pairs") if data.preselects_by_score else data.pairs()
+    if data.preselect_share is None:
+        return pairs
+    top = select_top(pairs, share=data.preselect_share, by=data.preselect_by)
+    return top.remove_columns([name for name in SCORE_COLUMNS if name in top.column_names])
 
 
 def _reflected(run: Run, table: Dataset, transform: ReflectionTransform) -> Dataset:

@@ -32,6 +32,7 @@ class Run:
     and a process group gives up after minutes. What is recorded:
 
         summary.json   hash and settings (data, teacher, student, selection), then what happened
+        pairs/         only with `preselect_share` by a score: the dataset, scored
         instructions/  only with `reflect: selective`: originals and new instructions, with the scores of the choice
         candidates/    all versions; its made_with.json holds the settings `data` and `teacher`, and with
                        `reflect: selective` whom they were made for, as `reflect`
@@ -44,6 +45,7 @@ class Run:
     """
 
     GUARDS = {
+        "pairs": ("pairs",),
         "instructions": ("data", "teacher", "reflect"),
         "candidates": ("data", "teacher", "reflect"),
         "selected": ("student", "selection"),
@@ -231,7 +233,7 @@ class Run:
 
 def _difference(section: str, key: str, before: Any, now: Any) -> str:
     if key == "content" or (section, key) == ("selection", "candidates"):
-        return f"the rows of {'the dataset' if section == 'data' else 'the candidates'} have changed"
+        return f"the rows of {'the dataset' if section in ('data', 'pairs') else 'the candidates'} have changed"
     if (section, key) == ("reflect", "order"):
         return f"`reflect` was {before or 'all'!r} and is now {now or 'all'!r}"
     return f"`{section}.{key}` was {before!r} and is now {now!r}"
@@ -260,6 +262,21 @@ def weights_digest(model: str) -> str | None:
             file.seek(max(path.stat().st_size - 2**20, 0))
             digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read())
     return digest.hexdigest()[:16] if files else None
+
+
+def describe_student(model: Any, training: Any, template: str) -> dict[str, Any]:
+    """What a choice depends on: of TRL's ModelConfig and SFTConfig, the template, and a digest of local weights."""
+    return {
+        "model": model.model_name_or_path,
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "template": template,
+        "max_length": training.max_length,
+        "bf16": training.bf16,
+        "load_in_4bit": model.load_in_4bit,
+        "load_in_8bit": model.load_in_8bit,
+        "weights": weights_digest(model.model_name_or_path),
+    }
 
 
 def is_complete(candidates: Dataset) -> bool:

@@ -8,27 +8,28 @@ Every argument: `--help`, or hf_reflect/arguments.py. What is written where: REA
 
 from copy import copy
 from shutil import rmtree
+from typing import Any
 
 from datasets import Dataset
 
 from hf_reflect import SelectionCallback, demo, recycling, to_training_ids
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
-from hf_reflect.launch import load_table, load_tokenizer, main_of
+from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of
 from hf_reflect.reflection import estimate_recycling
 from hf_reflect.run import (
     Run,
     content_digest,
     describe_candidates,
     describe_selected,
+    describe_student,
     describe_training,
     print_estimate,
-    weights_digest,
 )
 
 
 def main() -> None:
-    from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+    from trl import ModelConfig, SFTConfig, SFTTrainer
 
     types = (DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig)
     data, asked, chosen_by, training, model = parse_arguments(types, __file__)
@@ -44,44 +45,44 @@ def main() -> None:
         recycling.check_selective(chosen_by.rule, data.candidates)
     if data.estimate_only:
         first, then = asked.reflections(teacher)
-        run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, data.pairs(), selective)))
+        pairs = recycling.pairs_to_estimate(data)
+        run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, pairs, selective)))
         return run.close()
 
     # 1. The teacher rewrites: rank 0 asks, the others wait for the table. What can be wrong later is looked at before.
-    asking = data.stage == "recycle" or (data.stage == "all" and data.candidates is None)
+    asking = data.stage == "recycle" or (data.stage == "all" and not data.candidates and not data.published)
     if asking:
         run.first("ready", teacher.check_ready)
     training.output_dir = str(run.folder / "model")
-    if data.stage != "recycle" or selective:
+    student: dict[str, Any] = {}
+    if data.stage != "recycle" or selective or data.preselects_by_score:
         tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
-        student = {"model": model.model_name_or_path, "revision": model.model_revision, "dtype": model.dtype}
-        student |= {"template": chosen_by.template, "max_length": training.max_length, "bf16": training.bf16}
-        student |= {"load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit}
-        student["weights"] = run.first("weights", lambda: weights_digest(model.model_name_or_path))
+        student = run.first("student", lambda: describe_student(model, training, chosen_by.template))
     made_for = recycling.made_for(student, chosen_by.rule, training.seed) if selective else None
 
     def ids_of(table: Dataset) -> Dataset:
         return to_training_ids(table, tokenizer, chosen_by.template, training.max_length)
 
     def trainer_of(rows: Dataset, arguments: SFTConfig) -> SFTTrainer:
-        return SFTTrainer(
-            model=model.model_name_or_path,
-            args=arguments,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-        )
+        return build_trainer(model, tokenizer, rows, arguments)
 
+    def score(table: str) -> None:  # before the teacher is asked
+        arguments = copy(training)
+        arguments.output_dir = str(run.work / "scoring")
+        rows = run.training_rows(lambda: ids_of(recycling.unscored(run.load(table))), table)
+        rule = chosen_by.rule if selective and table == "instructions" else "original"
+        recycling.score(run, table, lambda: trainer_of(rows, arguments), rule, chosen_by.template, training.seed)
+
+    if asking and run.first("pairs", lambda: recycling.prepare_pairs(run, data, student)):
+        score("pairs")  # which of them are worth it
     if asking and not selective:
         run.first("candidates", lambda: recycling.reflect_all(run, data, asked, teacher))
     elif asking:  # the student chooses between original and new instruction before anything is answered anew
         if run.first("instructions", lambda: recycling.reflect_instructions(run, data, asked, teacher, made_for)):
-            arguments = copy(training)
-            arguments.output_dir = str(run.work / "choice")
-            rows = run.training_rows(lambda: ids_of(recycling.unscored(run.load("instructions"))), "unscored")
-            recycling.score_instructions(run, lambda: trainer_of(rows, arguments), chosen_by, training.seed)
+            score("instructions")
         run.first("candidates", lambda: recycling.reflect_chosen(run, asked, teacher, chosen_by.rule, training.seed))
+    elif data.published:
+        run.first("candidates", lambda: recycling.take_published(run, data.published_table()))
     if data.stage == "recycle":
         run.note(candidates=describe_candidates(run.load("candidates")))
         return run.finish()
@@ -92,6 +93,7 @@ def main() -> None:
     playing = recycling.chosen_branches(candidates) if selective else candidates
     selection = {"rule": chosen_by.rule, "keep": chosen_by.keep, "seed": training.seed}
     selection |= {"ifd_gate": chosen_by.ifd_gate, "r_ifd_gate": chosen_by.r_ifd_gate}
+    selection |= {} if chosen_by.rescore else {"rescore": False}
 
     def is_chosen() -> bool:
         selection["candidates"] = content = content_digest(candidates)
@@ -113,10 +115,9 @@ def main() -> None:
         playing = recycling.chosen_branches(playing) if selective else playing
     trainer = trainer_of(run.training_rows(lambda: ids_of(playing) if choosing else run.load("selected")), training)
     if choosing:
-        scores = None if reuse else run.folder / "scores"
-        callback = SelectionCallback(
-            trainer, **vars(chosen_by), seed=training.seed, rescore=not reuse, checkpoint_dir=scores
-        )
+        chosen_by.rescore = chosen_by.rescore and not reuse
+        scores = run.folder / "scores" if chosen_by.rescore else None
+        callback = SelectionCallback(trainer, **vars(chosen_by), seed=training.seed, checkpoint_dir=scores)
         trainer.add_callback(callback)
         selected = callback.choose()
 

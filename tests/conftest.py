@@ -3,11 +3,12 @@ import os
 import signal
 from pathlib import Path
 
-import datasets
-import pytest
-from endpoint import Endpoint, rewriting
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+from endpoint import Endpoint, rewriting  # noqa: E402
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
     os.environ.pop(name, None)

@@ -9,7 +9,6 @@ from conftest import TEXTS, byte_level_tokenizer, tiny_llama
 from datasets import Dataset
 
 from hf_reflect import RULES, ReflectionTransform, recycling, select, to_training_ids
-from hf_reflect.arguments import SelectionArguments
 from hf_reflect.columns import SCORE_COLUMNS
 from hf_reflect.errors import SettingsError
 from hf_reflect.reflection import estimate_recycling
@@ -123,7 +122,7 @@ def test_nothing_of_the_student_stays_after_its_choice(pairs, teacher, tmp_path)
 
     gc.disable()  # so that chance does not do the work
     try:
-        recycling.score_instructions(run, build, SelectionArguments(), seed=0)
+        recycling.score(run, "instructions", build, "paper", "vicuna", seed=0)
     finally:
         gc.enable()
     assert len(students) == 1 and students[0]() is None

@@ -26,6 +26,7 @@ __all__ = [
     "check_rule",
     "check_schedule",
     "check_settings",
+    "check_top",
     "check_versions",
     "decide",
     "kept_positions",
@@ -145,10 +146,7 @@ def select_top(
     """
     if (share is None) == (count is None):
         raise SettingsError("`select_top` takes either `share` or `count`.")
-    if by not in _TOP:
-        raise SettingsError(
-            f"`select_top(by={by!r})` is unknown: ifd, r_ifd, coherence, a loss column, longest, random."
-        )
+    _check_by(by)
     column, sign = _TOP[by]
     needed = {COIN: (), TEXT_LENGTH: ("response",)}.get(column, (column,))
     hint = "Score the table first." if by == column else ""
@@ -179,6 +177,21 @@ def select_top(
     by_id = pc.sort_indices(ids.take(pa.array(row[places]))).to_numpy()
     taken[places[by_id[: size - np.count_nonzero(taken)]]] = True
     return dataset.select(np.flatnonzero(taken))
+
+
+def check_top(share: float, by: str) -> None:
+    """Raise a SettingsError unless `select_top` could take this share by this."""
+    _check_by(by)
+    _check_number("share", share)
+    if not 0 < share <= 1:
+        raise SettingsError(f"A share of the rows is above 0 and at most 1, not {share!r}.")
+
+
+def _check_by(by: str) -> None:
+    if by not in _TOP:
+        raise SettingsError(
+            f"`select_top(by={by!r})` is unknown: ifd, r_ifd, coherence, a loss column, longest, random."
+        )
 
 
 def check_settings(

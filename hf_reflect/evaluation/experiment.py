@@ -1,0 +1,186 @@
+"""Several training sets from one table of candidates, for a comparison in which nothing else differs.
+
+rule, gates, keep    as `select` takes them: which version of each pair, which rows
+share | count, by    then only the first of these rows, as `select_top` takes them
+like                 then as many rows as another set has, at random
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ..errors import DataError, SettingsError
+from ..run import content_digest, describe_selected
+from ..selection import check_rule, check_settings, check_top, select, select_top
+
+# Table 4 of arXiv 2402.10110, the order its own; then the controls that later work asks for (arXiv 2410.09335: few
+# selectors beat random choice, and long answers alone win comparisons)
+TABLE_4: dict[str, dict[str, Any]] = {
+    "paper": {"rule": "paper"},
+    "original": {"rule": "original"},
+    "instruction": {"rule": "instruction"},
+    "response": {"rule": "response"},
+    "instruction+response": {"rule": "reflected"},
+    "random": {"rule": "random"},
+    "coherence": {"rule": "coherence"},
+    "perplexity": {"rule": "perplexity"},
+    "ifd": {"rule": "ifd"},
+    "r_ifd": {"rule": "r_ifd"},
+    "longest": {"rule": "longest"},
+    "random, same size": {"rule": "random", "keep": None, "like": "paper"},
+}
+_SELECT = ("rule", "ifd_gate", "r_ifd_gate", "keep")
+_TOP = ("share", "count", "by")
+
+
+def check_sets(sets: Any, reference: str) -> None:
+    """Raise a SettingsError unless these are training sets, the reference among them."""
+    if not isinstance(sets, Mapping) or not all(isinstance(settings, Mapping) for settings in sets.values()):
+        raise SettingsError("`sets` is a mapping of names to settings, such as `{longest: {rule: longest}}`.")
+    if reference not in sets:
+        raise SettingsError(f"`reference: {reference}` is none of the sets, which are {', '.join(sets)}.")
+    for name, settings in sets.items():
+        if "/" in name or name.startswith("."):
+            raise SettingsError(f"The set {name!r} names files: leave out slashes, and begin with no point.")
+        if unknown := sorted(set(settings) - {*_SELECT, *_TOP, "like"}):
+            known = ", ".join((*_SELECT, *_TOP, "like"))
+            raise SettingsError(f"The set {name!r} has the setting {unknown[0]!r}, but there are {known}.")
+        check_rule(settings.get("rule", "paper"), settings.get("keep", "reflected"))
+        if any(part in settings for part in _TOP):
+            check_top(settings.get("share", 1), settings.get("by", "ifd"))
+            if "share" not in settings and "count" not in settings:
+                raise SettingsError(f"The set {name!r} says by what, but not how many: add `share` or `count`.")
+        if sum(part in settings for part in ("share", "count", "like")) > 1:
+            raise SettingsError(f"The set {name!r} has more than one of `share`, `count` and `like`: keep one.")
+        other = settings.get("like")
+        if other is not None and (other not in sets or "like" in sets[other]):
+            raise SettingsError(f"The set {name!r} is like {other!r}, which is no other set with a size of its own.")
+
+
+def training_sets(
+    candidates: Dataset,
+    sets: Mapping[str, Mapping[str, Any]],
+    ifd_gate: float | None = 1.0,
+    r_ifd_gate: float | None = 1.0,
+    seed: int = 0,
+) -> dict[str, Dataset]:
+    """The rows of each training set.
+
+    In:  row_id, variant, instruction, response, what the rules need; unusable versions never win
+    Out: the same columns, a table for each name
+
+    Args:
+        candidates: the scored table.
+        sets: settings by name, as the head of this module says; what they leave out is as in the paper.
+        ifd_gate: of sets that name none of their own.
+        r_ifd_gate: likewise.
+        seed: of everything random.
+
+    Raises:
+        SettingsError: settings that do not fit; see also `select` and `select_top`.
+        DataError: a set that would be empty, or whose scores are missing, by its name.
+
+    Source: arXiv 2402.10110, section 4.4 and Table 4, Tables 3 and 8 for shares. The paper does not say whether its
+    ablations were filtered and gated; here they are, by their rules.
+    """
+    made: dict[str, Dataset] = {}
+    for name, settings in sorted(sets.items(), key=lambda item: "like" in item[1]):
+        chosen = {"ifd_gate": ifd_gate, "r_ifd_gate": r_ifd_gate, **{k: settings[k] for k in _SELECT if k in settings}}
+        check_settings(**{"rule": "paper", "keep": "reflected", "seed": seed, **chosen})
+        try:
+            rows = select(candidates, **chosen, seed=seed)
+            if "like" in settings:
+                count = len(made[settings["like"]])
+                if count > len(rows):
+                    raise DataError(f"it has {len(rows)} rows, fewer than the {count} of {settings['like']!r}")
+                rows = select_top(rows, count=count, by="random", seed=seed)
+            elif any(part in settings for part in _TOP):
+                top: dict[str, Any] = {part: settings[part] for part in _TOP if part in settings}
+                rows = select_top(rows, **top, seed=seed)
+        except DataError as error:
+            raise DataError(f"The training set {name!r}: {error}") from error
+        made[name] = rows
+    return {name: made[name] for name in sets}
+
+
+def with_coherence(candidates: Dataset, encoder: Any, device: str = "cpu") -> Dataset:
+    """The table with the column `coherence`: the cosine of Sentence-BERT embeddings of instruction and response.
+
+    Raises:
+        SettingsError: see `hf_reflect.scoring.coherence.load_encoder`.
+    """
+    from ..scoring.coherence import coherence_of, load_encoder
+
+    loaded = load_encoder(encoder, device)
+    values: list[float | None] = []
+    for batch in candidates.select_columns(["instruction", "input", "response"]).iter(1000):
+        names = list(batch)
+        values += coherence_of(
+            loaded, [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+        )
+    if "coherence" in candidates.column_names:
+        candidates = candidates.remove_columns("coherence")
+    return candidates.add_column("coherence", values)
+
+
+def needs_coherence(sets: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a set's rule compares the column `coherence`."""
+    return any("coherence" in (settings.get("rule"), settings.get("by")) for settings in sets.values())
+
+
+def steps_of(rows: int, arguments: Any, processes: int) -> int:
+    """Optimizer steps of a transformers training over so many rows; `max_steps` where that is set."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    batches = math.ceil(rows / (arguments.per_device_train_batch_size * processes))
+    return math.ceil(arguments.num_train_epochs * max(math.ceil(batches / arguments.gradient_accumulation_steps), 1))
+
+
+def describe_set(rows: Dataset) -> dict[str, Any]:
+    """What identifies a training set: its rows, their texts, and how long its answers are (mean characters)."""
+    answers = [len(text) for text in rows["response"]]
+    return {
+        **describe_selected(rows),
+        "content": content_digest(rows),
+        "characters": round(sum(answers) / len(answers)),
+    }
+
+
+def digest_of(questions: Dataset) -> str:
+    """Of what is asked."""
+    asked = [questions[name][:] for name in ("question_id", "question")]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def is_done(result: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether a result is there and was made with these settings; what was made with others goes if it may.
+
+    Raises:
+        SettingsError: it was made with others, and `overwrite` is off; which one is said.
+    """
+    beside = result.with_name(f"{result.name}.made_with.json")
+    if not result.exists():
+        return False
+    before = json.loads(beside.read_text()) if beside.exists() else {}
+    now = json.loads(json.dumps(settings))
+    different = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
+    if different is None:
+        return True
+    if not overwrite:
+        raise SettingsError(
+            f"{result} was made otherwise: `{different}` was {before.get(different)!r} and is now "
+            f"{now.get(different)!r}.\nName another `output_dir`, or make it anew with `--overwrite true`."
+        )
+    result.unlink()
+    return False
+
+
+def put_settings(result: Path, settings: dict[str, Any]) -> None:
+    """What `is_done` compares; before the result is there."""
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.with_name(f"{result.name}.made_with.json").write_text(json.dumps(settings, indent=2))

@@ -1,0 +1,216 @@
+"""Which training set is best, and how sure is that: a student learns each, all answer, a judge compares the answers.
+
+    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/ablation.py            # runs ablation.yaml
+    accelerate launch recipes/ablation.py --config recipes/fewer_data.yaml --estimate_only true
+
+One table of candidates with scores (of srecycle_wizardlm.py, `stage: select`) becomes the training sets of the paper's
+Table 4 and two controls; each trains the same number of steps, with several seeds. Every argument: `--help`. A run
+that was stopped goes on with what is missing. Source: arXiv 2402.10110, section 4.4.
+"""
+
+import json
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from datasets import Dataset
+from transformers import set_seed
+from trl import ModelConfig, SFTConfig
+
+from hf_reflect import judge_pairs, to_training_ids
+from hf_reflect.arguments import EndpointArguments, mapping, parse_arguments
+from hf_reflect.errors import SettingsError
+from hf_reflect.evaluation import comparison, experiment
+from hf_reflect.evaluation.answers import matched, read_answers
+from hf_reflect.evaluation.generation import generate_answers, load_student
+from hf_reflect.evaluation.questions import load_test_sets
+from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release, whole_models
+from hf_reflect.run import Run, describe_student
+from hf_reflect.templates import check_template
+
+
+@dataclass(kw_only=True)
+class AblationArguments:
+    """What is compared, on which questions, by whom."""
+
+    candidates: str = field(metadata={"help": "A scored table: folder, file or Hub id."})
+    test_sets: dict | str = field(metadata={"help": "Test set to file, or null for the Hub: {wizardlm: x.jsonl}."})
+    sets: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Name to rule, ifd_gate, r_ifd_gate, keep, then share or count and by, or like (as many rows as "
+            "another set, at random); the paper's Table 4 and two controls if absent."
+        },
+    )
+    reference: str = field(default="paper", metadata={"help": "The set that the others are judged against."})
+    seeds: int = field(default=3, metadata={"help": "Trainings of each set; one says nothing about other trainings."})
+    judges: list[str] = field(default_factory=list, metadata={"help": "Model names; none: only train and answer."})
+    ifd_gate: float | None = field(default=1.0, metadata={"help": "Of rules with gates; null: no gate."})
+    r_ifd_gate: float | None = field(default=1.0, metadata={"help": "Likewise."})
+    template: str = field(default="vicuna", metadata={"help": "auto, chat, vicuna, alpaca, wizardlm or plain."})
+    coherence_model: str | None = field(
+        default=None, metadata={"help": "Sentence-BERT, if the table lacks coherence."}
+    )
+    max_questions: int | None = field(default=None, metadata={"help": "Only the first of them: for a trial."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Of an answer, at most."})
+    answer_batch_size: int = field(default=8, metadata={"help": "Questions at once on each process."})
+    keep_models: bool = field(default=False, metadata={"help": "Keep what was trained, for other evaluations."})
+    estimate_only: bool = field(default=False, metadata={"help": "Print what it takes and can tell, and stop."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what other settings made."})
+
+    def __post_init__(self) -> None:
+        self.test_sets = mapping("test_sets", self.test_sets) or {}
+        self.sets = mapping("sets", self.sets) or experiment.TABLE_4
+        experiment.check_sets(self.sets, self.reference)
+        check_template(self.template)
+        if self.seeds < 1:
+            raise SettingsError(f"`seeds` is how often each set is trained: 1 or more, not {self.seeds}.")
+
+
+def main() -> None:
+    types = (AblationArguments, EndpointArguments, SFTConfig, ModelConfig)
+    asked, endpoint, training, model = parse_arguments(types, __file__)
+    run = Run(training.output_dir, asked.overwrite)
+    judges = {name: endpoint.asking(name, run.folder / "ledger.sqlite") for name in asked.judges}
+    seeds = [training.seed + number for number in range(asked.seeds)]
+    others = [name for name in asked.sets if name != asked.reference]
+
+    # 1. What is compared, what it takes, and what it can tell: before any money is spent.
+    questions = load_test_sets(asked.test_sets)
+    questions = questions.take(min(asked.max_questions or len(questions), len(questions)))
+    candidates = load_table(asked.candidates, what="candidates")
+    if asked.coherence_model and experiment.needs_coherence(asked.sets):
+        table = candidates  # else the lambda would see the new one
+        candidates = run.training_rows(lambda: experiment.with_coherence(table, asked.coherence_model), "coherence")
+    gates = {"ifd_gate": asked.ifd_gate, "r_ifd_gate": asked.r_ifd_gate}
+    sets = {seed: experiment.training_sets(candidates, asked.sets, **gates, seed=seed) for seed in seeds}
+    # the same for all: that of the reference in the first seed
+    steps = experiment.steps_of(len(sets[seeds[0]][asked.reference]), training, run.state.num_processes)
+    if run.is_first:
+        rows = {name: [len(sets[seed][name]) for seed in seeds] for name in asked.sets}
+        print(plan(rows, steps, len(questions), len(seeds), len(others), list(judges)), flush=True)
+    if asked.estimate_only:
+        return run.close()
+    for judge in judges.values():
+        run.first(f"ready_{judge.model}".replace("/", "_"), judge.check_ready)
+
+    # 2. Each set trains its student, which answers the questions.
+    tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
+    student = run.first("student", lambda: describe_student(model, training, asked.template))
+
+    def answers_of(name: str, seed: int) -> Path:
+        return run.folder / "answers" / f"{name}-{seed}.jsonl"
+
+    def train_and_answer(name: str, seed: int, rows: Dataset) -> None:
+        this, answers = f"{name}-{seed}", answers_of(name, seed)
+        settings = {
+            "set": experiment.describe_set(rows),
+            "student": student,
+            "steps": steps,
+            "processes": run.state.num_processes,
+            **{key: getattr(training, key) for key in TRAINING},
+            "max_new_tokens": asked.max_new_tokens,
+            "questions": experiment.digest_of(questions),
+        }
+        if run.first(f"done_{this}", lambda: experiment.is_done(answers, settings, asked.overwrite)):
+            return
+        if run.is_first:
+            print(f"\n{name}, seed {seed}: {len(rows):,} rows, {steps} steps", flush=True)
+        folder = run.folder / "models" / this
+        arguments = copy(training)
+        arguments.output_dir, arguments.seed, arguments.max_steps = str(folder), seed, steps
+        set_seed(seed)  # an adapter's first weights too
+        ids = run.training_rows(lambda: to_training_ids(rows, tokenizer, asked.template, training.max_length), this)
+        trainer = build_trainer(model, tokenizer, ids, arguments)
+        trainer.train()
+        trainer.save_model()
+        release(trainer)
+        run.first(f"made_{this}", lambda: experiment.put_settings(answers, settings))
+        with whole_models(training):
+            tuned, words = load_student(str(folder), model.dtype or "auto", training.trust_remote_code)
+        generate_answers(
+            tuned,
+            words,
+            questions,
+            template=asked.template,
+            max_new_tokens=asked.max_new_tokens,
+            batch_size=asked.answer_batch_size,
+            output=answers,
+            name=this,
+        )
+        gone = [run.work / this, *([] if asked.keep_models else [folder])]
+        run.first(f"gone_{this}", lambda: remove(*gone))
+
+    for seed in seeds:
+        for name, rows in sets[seed].items():
+            train_and_answer(name, seed, rows)
+
+    # 3. Every judge compares the reference's answers with those of each other set.
+    def judged() -> None:
+        result: dict[str, Any] = {"reference": asked.reference, "seeds": seeds, "steps": steps, "judges": {}}
+        said = [f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}, {steps} steps each.\n"]
+        for judge, teacher in judges.items():
+            outcomes: dict[str, list[list[str | None]]] = {name: [] for name in others}
+            for seed in seeds:
+                ours = read_answers(answers_of(asked.reference, seed))
+                for name in others:
+                    one, other = matched(ours, read_answers(answers_of(name, seed)))
+                    pairs = judge_pairs(one["question"], one["answer"], other["answer"], teacher, one["category"])
+                    path = run.folder / "judged" / f"{judge.replace('/', '_')}-{name}-{seed}.jsonl"
+                    path.parent.mkdir(exist_ok=True)
+                    pairs.add_column("question_id", one["question_id"][:]).to_json(path)
+                    outcomes[name].append(pairs["outcome"][:])
+            found = comparison.differences(outcomes)
+            more = {name: {"rows": f"{len(sets[seeds[0]][name]):,}"} for name in others}
+            table = comparison.as_table(found, asked.reference, more)
+            said += [f"## {judge}\n", table, "", comparison.in_words(found, asked.reference, len(seeds)), ""]
+            result["judges"][judge] = {name: each._asdict() for name, each in found.items()}
+        result["sets"] = {name: experiment.describe_set(rows) for name, rows in sets[seeds[0]].items()}
+        (run.folder / "ablation.json").write_text(json.dumps(result, indent=2))
+        (run.folder / "ablation.md").write_text("\n".join(["# Training sets compared\n", *said]))
+        print("\n" + "\n".join(said) + f"\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/")
+
+    if judges and others:
+        run.first("judged", judged)
+    run.close()
+
+
+# of SFTConfig, what a training's result depends on beside its rows, its seed and its student
+TRAINING = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def remove(*folders: Path) -> None:
+    for folder in folders:
+        rmtree(folder, ignore_errors=True)
+
+
+def plan(
+    rows: dict[str, list[int]], steps: int, questions: int, seeds: int, comparisons: int, judges: list[str]
+) -> str:
+    """What the experiment takes, and which differences it could find."""
+    counts = [[name, " / ".join(f"{count:,}" for count in dict.fromkeys(some))] for name, some in rows.items()]
+    lines = [comparison.markdown([["training set", "rows"], *counts]), ""]
+    lines.append(f"  trainings  {len(rows) * seeds}, {steps} steps each")
+    lines.append(f"  answers    {len(rows) * seeds * questions:,}")
+    calls = 2 * questions * seeds * comparisons * len(judges)
+    lines.append(f"  judging    {calls:,} calls at most ({', '.join(judges) or 'no judge'})")
+    if comparisons:
+        best, worst = comparison.detectable(questions, seeds, comparisons)
+        lines.append(
+            f"  can tell   win rates further than {best:.2f} to {worst:.2f} from 1 (80 % of the time, {comparisons} "
+            "comparisons;\n             the second if seeds agree on every question; more if trainings differ)"
+        )
+    return "\n" + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main_of(main)
