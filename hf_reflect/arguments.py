@@ -259,11 +259,11 @@ def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     config = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
     parser = Parser(types, allow_abbrev=False)
-    if not torch.accelerator.is_available():
+    known = [action.dest for action in parser._actions]
+    if "use_cpu" in known and not torch.accelerator.is_available():
         # said here, since accelerate hands its own `use_cpu` only to single processes:
         # several would each think it is alone
         parser.set_defaults(use_cpu=True)
-    known = [action.dest for action in parser._actions]
     try:
         if config is not None:
             for key in set(yaml.safe_load(Path(config).read_text()) or {}) - {*known, "env"}:

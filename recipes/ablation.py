@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import datasets
 from datasets import Dataset
 from transformers import set_seed
 from trl import ModelConfig, SFTConfig
@@ -23,7 +24,7 @@ from hf_reflect import judge_pairs, to_training_ids
 from hf_reflect.arguments import EndpointArguments, mapping, parse_arguments
 from hf_reflect.errors import SettingsError
 from hf_reflect.evaluation import comparison, experiment
-from hf_reflect.evaluation.answers import matched, read_answers
+from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.evaluation.generation import generate_answers, load_student
 from hf_reflect.evaluation.questions import load_test_sets
 from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release, whole_models
@@ -149,28 +150,38 @@ def main() -> None:
 
     # 3. Every judge compares the reference's answers with those of each other set.
     def judged() -> None:
-        result: dict[str, Any] = {"reference": asked.reference, "seeds": seeds, "steps": steps, "judges": {}}
-        said = [f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}, {steps} steps each.\n"]
+        datasets.disable_progress_bars()
+        answers = {(name, seed): read_answers(answers_of(name, seed)) for seed in seeds for name in asked.sets}
+        lengths = {key: sum(map(len, table["answer"])) / len(table) for key, table in answers.items()}
+        columns = {
+            name: {
+                "rows": f"{len(sets[seeds[0]][name]):,}",
+                "characters": round(sum(lengths[name, seed] for seed in seeds) / len(seeds)),
+            }
+            for name in asked.sets
+        }
+        result: dict[str, Any] = {"reference": asked.reference, "seeds": seeds, "steps": steps, "sets": columns}
+        said = [f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}, {steps} steps each."]
+        said += [
+            f"Answers of `{asked.reference}` have {columns[asked.reference]['characters']} characters on average.\n"
+        ]
+        result["judges"] = {}
         for judge, teacher in judges.items():
             outcomes: dict[str, list[list[str | None]]] = {name: [] for name in others}
-            for seed in seeds:
-                ours = read_answers(answers_of(asked.reference, seed))
-                for name in others:
-                    one, other = matched(ours, read_answers(answers_of(name, seed)))
+            for name in others:
+                for seed in seeds:
+                    one, other = matched(answers[asked.reference, seed], answers[name, seed])
                     pairs = judge_pairs(one["question"], one["answer"], other["answer"], teacher, one["category"])
-                    path = run.folder / "judged" / f"{judge.replace('/', '_')}-{name}-{seed}.jsonl"
-                    path.parent.mkdir(exist_ok=True)
-                    pairs.add_column("question_id", one["question_id"][:]).to_json(path)
+                    pairs = pairs.add_column("question_id", one["question_id"][:])
+                    write_answers(run.folder / "judged" / f"{judge.replace('/', '_')}-{name}-{seed}.jsonl", pairs)
                     outcomes[name].append(pairs["outcome"][:])
             found = comparison.differences(outcomes)
-            more = {name: {"rows": f"{len(sets[seeds[0]][name]):,}"} for name in others}
-            table = comparison.as_table(found, asked.reference, more)
-            said += [f"## {judge}\n", table, "", comparison.in_words(found, asked.reference, len(seeds)), ""]
+            table = comparison.as_table(found, asked.reference, {name: columns[name] for name in others})
+            said += [f"## Judged by {judge}\n", table, "", comparison.in_words(found, asked.reference, len(seeds)), ""]
             result["judges"][judge] = {name: each._asdict() for name, each in found.items()}
-        result["sets"] = {name: experiment.describe_set(rows) for name, rows in sets[seeds[0]].items()}
         (run.folder / "ablation.json").write_text(json.dumps(result, indent=2))
         (run.folder / "ablation.md").write_text("\n".join(["# Training sets compared\n", *said]))
-        print("\n" + "\n".join(said) + f"\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/")
+        print("\n" + "\n".join(said) + f"\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/\n")
 
     if judges and others:
         run.first("judged", judged)

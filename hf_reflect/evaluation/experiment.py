@@ -32,7 +32,7 @@ TABLE_4: dict[str, dict[str, Any]] = {
     "ifd": {"rule": "ifd"},
     "r_ifd": {"rule": "r_ifd"},
     "longest": {"rule": "longest"},
-    "random, same size": {"rule": "random", "keep": None, "like": "paper"},
+    "random-same-size": {"rule": "random", "keep": None, "like": "paper"},
 }
 _SELECT = ("rule", "ifd_gate", "r_ifd_gate", "keep")
 _TOP = ("share", "count", "by")

@@ -1,0 +1,93 @@
+"""A judge compares two models' answers, shown in both orders; win, tie and lose as in both papers, with intervals.
+
+    python recipes/judge.py --config recipes/judge.yaml --ours mine.jsonl --theirs theirs.jsonl
+
+The answers are those of generate.py, or files in AlpacaEval's format. Every review is in the ledger before it is used:
+a second run asks only what is missing. Source: arXiv 2402.10110, section 4.2 and Figure 4.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_reflect import judge_pairs
+from hf_reflect.arguments import EndpointArguments, parse_arguments
+from hf_reflect.errors import SettingsError
+from hf_reflect.evaluation.answers import matched, read_answers, write_answers
+from hf_reflect.evaluation.comparison import markdown
+from hf_reflect.judge import win_rates
+from hf_reflect.launch import main_of
+
+
+@dataclass(kw_only=True)
+class JudgeArguments:
+    """Whose answers are compared, and by whom."""
+
+    ours: str = field(metadata={"help": "File of answers of the model that may win."})
+    theirs: str = field(metadata={"help": "File of answers to the same questions that it is compared with."})
+    judges: list[str] = field(metadata={"help": "Model names as the endpoint knows them; each judges everything."})
+    output_dir: str = field(metadata={"help": "Where reviews, the table and the ledger go."})
+    estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
+
+    def __post_init__(self) -> None:
+        if not self.judges:
+            raise SettingsError("Name at least one judge: `judges: [gpt-5.4-mini]`.")
+
+
+def main() -> None:
+    from hf_reflect.prompts import PROMPTS
+    from hf_reflect.run import print_estimate
+
+    asked, endpoint = parse_arguments((JudgeArguments, EndpointArguments), __file__)
+    datasets.disable_progress_bars()
+    ours, theirs = matched(read_answers(asked.ours), read_answers(asked.theirs))
+    folder = Path(asked.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    judges = {name: endpoint.asking(name, folder / "ledger.sqlite") for name in asked.judges}
+    if asked.estimate_only:
+        pairs = list(zip(ours["question"], ours["answer"], theirs["answer"], strict=True))
+        chats = [PROMPTS["judge"].chat(*each) for q, a, b in pairs for each in ((q, a, b), (q, b, a))]
+        for name, judge in judges.items():
+            print(f"\n{name}:")
+            print_estimate(judge.estimate(chats))
+        return
+
+    result: dict[str, Any] = {}
+    for name, judge in judges.items():
+        judge.check_ready()
+        judged = judge_pairs(ours["question"], ours["answer"], theirs["answer"], judge, ours["category"])
+        for column in ("question_id", "test_set"):
+            judged = judged.add_column(column, ours[column][:])
+        write_answers(folder / f"judged-{name.replace('/', '_')}.jsonl", judged)
+        result[name] = rates = win_rates(judged)
+        print(f"\nJudged by {name}: {names(ours, asked.ours)} against {names(theirs, asked.theirs)}\n")
+        print(as_table(rates), flush=True)
+        if broken := rates["pooled"]["unparsed"]:
+            print(f"\n{broken} of {len(judged)} questions have a review that could not be read; they are in no count.")
+    (folder / "win_rates.json").write_text(json.dumps(result, indent=2))
+    print(f"\nWritten: {folder / 'win_rates.json'}, and every review beside it\n", flush=True)
+
+
+def names(answers: datasets.Dataset, path: str) -> str:
+    """Who wrote them."""
+    return ", ".join(sorted(set(answers["model"]) - {""})) or path
+
+
+def as_table(rates: dict[str, Any]) -> str:
+    """Pooled, per test set, per category."""
+    rows: list[list[Any]] = [["", "win", "tie", "lose", "unparsed", "win rate", "95 % interval", "wins, %"]]
+    groups = {"all": rates["pooled"], **rates.get("test_set", {}), **rates.get("category", {})}
+    for name, rate in groups.items():
+        shown = ["-", "-", "-"]
+        if rate["win_rate"] is not None:
+            low, high = rate["interval"]
+            shown = [f"{rate['win_rate']:.3f}", f"{low:.3f} to {high:.3f}", f"{100 * rate['share']:.1f}"]
+        rows.append([name, *(rate[count] for count in ("win", "tie", "lose", "unparsed")), *shown])
+    return markdown(rows)
+
+
+if __name__ == "__main__":
+    main_of(main)
