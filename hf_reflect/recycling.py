@@ -99,11 +99,12 @@ def reflect_all(run: Run, data: DataArguments, asked: TeacherArguments, teacher:
 
 
 def reflect_instructions(
-    run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher, made_for: dict[str, Any] | None
+    run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher, made_for: dict[str, Any]
 ) -> int:
     """`reflect: selective`, before the student's choice. Pairs → instructions/; how many versions wait to be scored.
 
-    Versions that were scored before, and have not changed since, keep their scores.
+    Versions that were scored before, and have not changed since, keep their scores. None waits for a rule that needs
+    no scores.
     """
     table = _pairs(run, data, asked, teacher, made_for)
     if table is None:
@@ -112,7 +113,8 @@ def reflect_instructions(
     if run.has("instructions"):
         table = put_scores(table, run.load("instructions"))
     _save(run, "instructions", table)
-    return len(unscored(run.load("instructions")))
+    scores_matter = bool(RULES[made_for["rule"]].needs)
+    return len(unscored(run.load("instructions"))) if scores_matter else 0
 
 
 def unscored(instructions: Dataset) -> Dataset:

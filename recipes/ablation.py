@@ -37,7 +37,9 @@ class AblationArguments:
     """What is compared, on which questions, by whom."""
 
     candidates: str = field(metadata={"help": "A scored table: folder, file or Hub id."})
-    test_sets: dict | str = field(metadata={"help": "Test set to file, or null for the Hub: {wizardlm: x.jsonl}."})
+    test_sets: dict | str | None = field(
+        default=None, metadata={"help": "Test set to file, or null for the Hub: {wizardlm: x.jsonl}."}
+    )
     sets: dict | str | None = field(
         default=None,
         metadata={
@@ -47,6 +49,10 @@ class AblationArguments:
     )
     reference: str = field(default="paper", metadata={"help": "The set that the others are judged against."})
     seeds: int = field(default=3, metadata={"help": "Trainings of each set; one says nothing about other trainings."})
+    equal_steps: bool = field(
+        default=True,
+        metadata={"help": "All sets train as long as the reference; false: num_train_epochs over their own rows."},
+    )
     judges: list[str] = field(default_factory=list, metadata={"help": "Model names; none: only train and answer."})
     ifd_gate: float | None = field(default=1.0, metadata={"help": "Of rules with gates; null: no gate."})
     r_ifd_gate: float | None = field(default=1.0, metadata={"help": "Likewise."})
@@ -62,7 +68,9 @@ class AblationArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace what other settings made."})
 
     def __post_init__(self) -> None:
-        self.test_sets = mapping("test_sets", self.test_sets) or {}
+        self.test_sets = mapping("test_sets", self.test_sets)
+        if not self.test_sets:
+            raise SettingsError("Name what is asked: `test_sets: {wizardlm: WizardLM_testset.jsonl}`.")
         self.sets = mapping("sets", self.sets) or experiment.TABLE_4
         experiment.check_sets(self.sets, self.reference)
         check_template(self.template)
@@ -87,8 +95,12 @@ def main() -> None:
         candidates = run.training_rows(lambda: experiment.with_coherence(table, asked.coherence_model), "coherence")
     gates = {"ifd_gate": asked.ifd_gate, "r_ifd_gate": asked.r_ifd_gate}
     sets = {seed: experiment.training_sets(candidates, asked.sets, **gates, seed=seed) for seed in seeds}
-    # the same for all: that of the reference in the first seed
-    steps = experiment.steps_of(len(sets[seeds[0]][asked.reference]), training, run.state.num_processes)
+    steps = {
+        name: experiment.steps_of(
+            len(sets[seeds[0]][asked.reference if asked.equal_steps else name]), training, run.state.num_processes
+        )
+        for name in asked.sets
+    }
     if run.is_first:
         rows = {name: [len(sets[seed][name]) for seed in seeds] for name in asked.sets}
         print(plan(rows, steps, len(questions), len(seeds), len(others), list(judges)), flush=True)
@@ -109,7 +121,7 @@ def main() -> None:
         settings = {
             "set": experiment.describe_set(rows),
             "student": student,
-            "steps": steps,
+            "steps": steps[name],
             "processes": run.state.num_processes,
             **{key: getattr(training, key) for key in TRAINING},
             "max_new_tokens": asked.max_new_tokens,
@@ -118,10 +130,10 @@ def main() -> None:
         if run.first(f"done_{this}", lambda: experiment.is_done(answers, settings, asked.overwrite)):
             return
         if run.is_first:
-            print(f"\n{name}, seed {seed}: {len(rows):,} rows, {steps} steps", flush=True)
+            print(f"\n{name}, seed {seed}: {len(rows):,} rows, {steps[name]} steps", flush=True)
         folder = run.folder / "models" / this
         arguments = copy(training)
-        arguments.output_dir, arguments.seed, arguments.max_steps = str(folder), seed, steps
+        arguments.output_dir, arguments.seed, arguments.max_steps = str(folder), seed, steps[name]
         set_seed(seed)  # an adapter's first weights too
         ids = run.training_rows(lambda: to_training_ids(rows, tokenizer, asked.template, training.max_length), this)
         trainer = build_trainer(model, tokenizer, ids, arguments)
@@ -156,12 +168,13 @@ def main() -> None:
         columns = {
             name: {
                 "rows": f"{len(sets[seeds[0]][name]):,}",
+                "steps": steps[name],
                 "characters": round(sum(lengths[name, seed] for seed in seeds) / len(seeds)),
             }
             for name in asked.sets
         }
-        result: dict[str, Any] = {"reference": asked.reference, "seeds": seeds, "steps": steps, "sets": columns}
-        said = [f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}, {steps} steps each."]
+        result: dict[str, Any] = {"reference": asked.reference, "seeds": seeds, "sets": columns}
+        said = [f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}, {steps[asked.reference]} steps."]
         said += [
             f"Answers of `{asked.reference}` have {columns[asked.reference]['characters']} characters on average.\n"
         ]
@@ -205,12 +218,14 @@ def remove(*folders: Path) -> None:
 
 
 def plan(
-    rows: dict[str, list[int]], steps: int, questions: int, seeds: int, comparisons: int, judges: list[str]
+    rows: dict[str, list[int]], steps: dict[str, int], questions: int, seeds: int, comparisons: int, judges: list[str]
 ) -> str:
     """What the experiment takes, and which differences it could find."""
-    counts = [[name, " / ".join(f"{count:,}" for count in dict.fromkeys(some))] for name, some in rows.items()]
-    lines = [comparison.markdown([["training set", "rows"], *counts]), ""]
-    lines.append(f"  trainings  {len(rows) * seeds}, {steps} steps each")
+    counts = [
+        [name, " / ".join(f"{count:,}" for count in dict.fromkeys(some)), steps[name]] for name, some in rows.items()
+    ]
+    lines = [comparison.markdown([["training set", "rows", "steps"], *counts]), ""]
+    lines.append(f"  trainings  {len(rows) * seeds}, {seeds} of each set")
     lines.append(f"  answers    {len(rows) * seeds * questions:,}")
     calls = 2 * questions * seeds * comparisons * len(judges)
     lines.append(f"  judging    {calls:,} calls at most ({', '.join(judges) or 'no judge'})")

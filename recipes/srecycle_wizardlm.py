@@ -58,7 +58,7 @@ def main() -> None:
     if data.stage != "recycle" or selective or data.preselects_by_score:
         tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
         student = run.first("student", lambda: describe_student(model, training, chosen_by.template))
-    made_for = recycling.made_for(student, chosen_by.rule, training.seed) if selective else None
+    made_for = recycling.made_for(student, chosen_by.rule, training.seed) if selective else {}
 
     def ids_of(table: Dataset) -> Dataset:
         return to_training_ids(table, tokenizer, chosen_by.template, training.max_length)

@@ -1,7 +1,9 @@
 import json
 import random
+import re
 
 import pytest
+from conftest import ROOT
 from endpoint import Endpoint
 
 from hf_reflect import PROMPTS, Reply, Teacher, judge_pairs, read_scores, win_rate
@@ -9,6 +11,9 @@ from hf_reflect.errors import DataError, SettingsError, TeacherError
 from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.judge import rate_of, win_rates
 from hf_reflect.prompts import JudgePrompt
+
+TABLE_4 = (ROOT / "recipes" / "README.md").read_text()
+
 
 # ---- what the judge is asked
 
@@ -123,6 +128,19 @@ def test_all_rates_of_table_4_follow_from_their_counts_and_those_of_table_9_do_n
     table_9 = tables["table_9_ablation_1030_questions"]
     off = {name: rate(row[:3]) - row[3] for name, row in table_9.items() if name != "columns"}
     assert sum(abs(difference) > 0.001 for difference in off.values()) >= 5
+
+
+def test_the_intervals_printed_beside_the_papers_counts_follow_from_them():
+    rows = re.findall(
+        r"^\| ([^|]+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| (\**)([\d.]+) to ([\d.]+)", TABLE_4, re.M
+    )
+    assert len(rows) == 9
+    for _, win, tie, lose, rate, bold, low, high in rows:
+        outcomes = ["win"] * int(win) + ["tie"] * int(tie) + ["lose"] * int(lose)
+        found = rate_of(outcomes)
+        assert f"{found['win_rate']:.3f}" == rate
+        assert [f"{limit:.2f}" for limit in found["interval"]] == [low, high]
+        assert (found["interval"][0] <= 1 <= found["interval"][1]) == bool(bold)
 
 
 def test_two_orders_make_one_outcome():

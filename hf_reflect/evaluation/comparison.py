@@ -172,10 +172,10 @@ def as_table(found: Mapping[str, Difference], reference: str, more: Mapping[str,
 
 
 def markdown(rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table that is also one on a terminal: the first row is the head, numbers stand to the right."""
+    """A Markdown table that is also one on a terminal: first the head; columns of numbers stand to the right."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(3, *(len(row[n]) for row in texts)) for n in range(len(texts[0]))]
-    right = [bool(texts[1:]) and all(row[n][:1].isdigit() for row in texts[1:]) for n in range(len(widths))]
+    right = [n > 0 and all(row[n][:1].isdigit() for row in texts[1:]) for n in range(len(widths))]
     rule = [
         "-" * (width - 1) + ":" if is_number else "-" * width for width, is_number in zip(widths, right, strict=True)
     ]

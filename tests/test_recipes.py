@@ -1,0 +1,282 @@
+"""Every recipe and every YAML, for two steps, on a tiny model, with the teacher and the judge on loopback."""
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+
+import datasets
+import pytest
+import yaml
+from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, scripted_teacher, tiny_llama
+from endpoint import Endpoint, rewriting
+
+from hf_reflect import ReflectionTransform, StudentScorer, to_pairs
+from hf_reflect.arguments import (
+    DataArguments,
+    EndpointArguments,
+    SelectionArguments,
+    TeacherArguments,
+    parse_arguments,
+)
+from hf_reflect.evaluation.answers import write_answers
+
+RECIPES = ROOT / "recipes"
+YAMLS = sorted(path.name for path in RECIPES.glob("*.yaml"))
+
+
+def launched(name):
+    """The recipe that a YAML's first line launches, and its arguments there."""
+    first = (RECIPES / name).read_text().splitlines()[0]
+    words = shlex.split(first.removeprefix("# "))
+    (script,) = [word for word in words if word.startswith("recipes/") and word.endswith(".py")]
+    return script.removeprefix("recipes/"), words[words.index(script) + 1 :], words[: words.index(script)]
+
+
+def load(script):
+    spec = importlib.util.spec_from_file_location(f"recipe_{script[:-3]}", RECIPES / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def types_of(script):
+    """The dataclasses that a recipe is told by."""
+    from trl import ModelConfig, SFTConfig
+
+    if script == "srecycle_wizardlm.py":
+        return DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig
+    module = load(script)
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    own = [value for value in own if isinstance(value, type) and hasattr(value, "__dataclass_fields__")]
+    shared = {"EndpointArguments": EndpointArguments, "SFTConfig": SFTConfig, "ModelConfig": ModelConfig}
+    shared |= {"DataArguments": DataArguments, "SelectionArguments": SelectionArguments}
+    return *own, *(kind for name, kind in shared.items() if hasattr(module, name))
+
+
+# ---- what stands in them
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_a_configuration_begins_with_its_launch_command_and_fits_that_recipe(name, monkeypatch):
+    script, arguments, launcher = launched(name)
+    assert (RECIPES / script).exists()
+    assert launcher == ["python"] or launcher[:2] == ["accelerate", "launch"]
+    for path in (word for word in launcher if word.endswith(".yaml")):
+        assert (ROOT / path).exists()
+    given = arguments[arguments.index("--config") + 1] if "--config" in arguments else f"recipes/{script[:-3]}.yaml"
+    assert given == f"recipes/{name}"
+    monkeypatch.setattr(sys, "argv", [script, "--config", str(RECIPES / name)])
+    assert parse_arguments(types_of(script), script)
+
+
+def test_no_recipe_is_named_after_an_importable_module():
+    for path in RECIPES.glob("*.py"):
+        found = importlib.util.find_spec(path.stem)
+        assert found is None or str(RECIPES) in str(found.origin), path
+
+
+def test_the_table_of_recipes_has_a_row_for_every_configuration():
+    table = (RECIPES / "README.md").read_text()
+    missing = [name for name in YAMLS if f"`{name}`" not in table]
+    assert not missing
+    named = set(re.findall(r"`([a-z0-9_]+\.(?:yaml|py))`", table))
+    assert all((RECIPES / name).exists() for name in named)
+
+
+# ---- two steps of each
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    tokenizer = byte_level_tokenizer(TEXTS)
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def candidates(student, tmp_path_factory):
+    """A scored table, coherence made up."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    table = to_pairs(datasets.Dataset.from_list(ROWS))
+    for part in ("instruction", "response"):
+        transform = ReflectionTransform(scripted_teacher, part, source="scripted")
+        table = table.map(transform, batched=True, load_from_cache_file=False)
+    model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    table = StudentScorer(model, tokenizer, "vicuna", 256).score(table)
+    table = table.add_column("coherence", [n % 7 / 7 for n in range(len(table))])
+    folder = tmp_path_factory.mktemp("candidates") / "candidates"
+    table.save_to_disk(folder)
+    return folder
+
+
+def replying(request):
+    """Teacher, judge and examinee in one: two scores where a judge is asked, else a rewrite or a line."""
+    asked = request["messages"][-1]["content"]
+    if "Assistant 1" in asked:
+        return f"{3 + len(asked) % 5} {3 + hash(asked) % 5}\nI compared them."
+    return rewriting(request) if "[Instruction]" in asked else "A short answer."
+
+
+@pytest.fixture
+def served():
+    with Endpoint(replying, models=("teacher",)) as server:
+        yield server
+
+
+TINY = {
+    "max_length": 256,
+    "max_steps": 2,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": None,
+    "disable_tqdm": True,
+}
+OPEN = {"ifd_gate": None, "r_ifd_gate": None}
+
+
+def adapted(name, folder, student, served, **changes):
+    """A copy of a YAML with everything that is large or far away replaced by something tiny; the rest as it stands."""
+    settings = yaml.safe_load((RECIPES / name).read_text()) | changes
+    path = folder / name
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run_recipe(script, path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "--config", str(path)])
+    load(script).main()
+
+
+MAIN = [name for name in YAMLS if launched(name)[0] == "srecycle_wizardlm.py" and name != "quickstart.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAIN)
+def test_a_recycling_recipe_takes_two_steps(name, student, served, tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    before = yaml.safe_load((RECIPES / name).read_text())
+    changes = TINY | OPEN | {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(student)}
+    if "dataset" in before:
+        changes |= {"dataset": str(tmp_path / "data.jsonl"), "teacher_model": "teacher", "base_url": served.url}
+    if "published" in before:
+        texts, scores = published(tmp_path)
+        changes |= {"published": {"texts": texts, "scores": scores, "rows": 4}}
+    if before.get("keep"):
+        changes["keep"] = None
+    if "preselect_share" in before:
+        changes["preselect_share"] = 0.5
+    if "dtype" in before:
+        changes["dtype"] = "float32"
+    run_recipe("srecycle_wizardlm.py", adapted(name, tmp_path, student, served, **changes), monkeypatch)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["training"]["steps"] == 2
+    rows = {"preselect.yaml": 4}.get(name, len(ROWS))
+    calls = {"selective": 2, None: 3}[before.get("reflect")] * rows * ("dataset" in before)
+    assert len(served.requests) == calls
+    selected, table = (datasets.load_from_disk(tmp_path / "run" / each) for each in ("selected", "candidates"))
+    assert len(selected) == (rows if "dataset" in before else 4)
+    if name.startswith("recycle_"):
+        assert set(selected["variant"]) == {"instruction+response"}
+        assert set(table["ifd"]) == {None}  # nobody chose, nothing was scored
+    else:
+        assert None not in table["ifd"][:] and None not in table["r_ifd"][:]
+
+
+def published(folder):
+    """A table of the authors' schema, four rows, and scores of it by which all four are kept."""
+    texts, scores = {}, {}
+    for split in ("origin", "reflect_instruction", "reflect_response", "reflect_both"):
+        pair = [{"instruction": f"{split} {n}?", "input": "", "output": f"{split}: {n} it is."} for n in range(4)]
+        texts[split] = datasets.Dataset.from_list([{"data": each} for each in pair])
+        ifd = 0.8 if "instruction" in split or "both" in split else 0.6
+        r_ifd = 0.5 if "response" in split or "both" in split else 0.7
+        ppl = [10.0, 10.0, 10.0 * r_ifd, 10.0 * ifd]
+        from math import log
+
+        numbers = {"ppl": ppl, "loss": [log(each) for each in ppl]}
+        scores[split] = datasets.Dataset.from_list([{"data": numbers}] * 4)
+    for name, splits in (("texts", texts), ("scores", scores)):
+        datasets.DatasetDict(splits).save_to_disk(folder / name)
+    return str(folder / "texts"), str(folder / "scores")
+
+
+@pytest.mark.slow
+def test_published_scores_that_are_trusted_choose_without_scoring(student, served, tmp_path, monkeypatch, capsys):
+    texts, scores = published(tmp_path)
+    changes = TINY | {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(student), "rescore": False}
+    changes |= {"published": {"texts": texts, "scores": scores, "rows": 4}}
+    path = adapted("reselect_published.yaml", tmp_path, student, served, **changes)
+    run_recipe("srecycle_wizardlm.py", path, monkeypatch)
+    assert "the paper rule keeps 4 rows, as published" in capsys.readouterr().out
+    selected, table = (datasets.load_from_disk(tmp_path / "run" / each) for each in ("selected", "candidates"))
+    assert set(selected["variant"]) == {"instruction+response"}
+    assert table["ifd"][:] == pytest.approx([0.6, 0.8, 0.6, 0.8] * 4)  # theirs
+
+
+QUESTIONS = [{"question": f"Name {n} things.", "category": "even" if n % 2 else "odd"} for n in range(3)]
+
+
+@pytest.fixture
+def test_set(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    return {"mine": str(path)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in YAMLS if launched(name)[0] == "ablation.py"])
+def test_an_experiment_takes_two_steps_of_each_set(
+    name, student, candidates, served, test_set, tmp_path, monkeypatch, capsys
+):
+    before = yaml.safe_load((RECIPES / name).read_text())
+    changes = TINY | OPEN | {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(student)}
+    changes |= {"candidates": str(candidates), "test_sets": test_set, "judges": ["teacher"], "base_url": served.url}
+    changes |= {"seeds": 1, "max_new_tokens": 4, "coherence_model": None}
+    if "sets" in before:  # eight rows have no 2,316
+        smaller = {"count": 3}
+        sets = before["sets"].items()
+        changes["sets"] = {key: each | (smaller if "count" in each else {}) | {"keep": None} for key, each in sets}
+    else:
+        kept = {"keep": None}
+        from hf_reflect.evaluation.experiment import TABLE_4
+
+        changes["sets"] = {key: each | kept for key, each in TABLE_4.items()}
+    path = adapted(name, tmp_path, student, served, **changes)
+    run_recipe("ablation.py", path, monkeypatch)
+    result = json.loads((tmp_path / "run" / "ablation.json").read_text())
+    sets = set(changes["sets"])
+    assert set(result["judges"]["teacher"]) == sets - {result["reference"]} and set(result["sets"]) == sets
+    assert sum(
+        len(path.read_text().splitlines()) for path in (tmp_path / "run" / "answers").glob("*.jsonl")
+    ) == 3 * len(sets)
+    table = (tmp_path / "run" / "ablation.md").read_text()
+    assert all(f"| {key} " in table for key in sets - {result["reference"]})
+    asked = len(served.requests)
+    run_recipe("ablation.py", path, monkeypatch)  # nothing is trained or asked again
+    assert len(served.requests) == asked and "seed 0:" not in capsys.readouterr().out.split("Written:")[1]
+
+
+@pytest.mark.slow
+def test_judge_compares_two_files(served, student, tmp_path, monkeypatch, capsys):
+    for who in ("ours", "theirs"):
+        rows = [row | {"question_id": str(n), "answer": f"{who} {n}"} for n, row in enumerate(QUESTIONS)]
+        write_answers(tmp_path / f"{who}.jsonl", rows)
+    changes = {who: str(tmp_path / f"{who}.jsonl") for who in ("ours", "theirs")}
+    changes |= {"output_dir": str(tmp_path / "run"), "judges": ["teacher"], "base_url": served.url}
+    run_recipe("judge.py", adapted("judge.yaml", tmp_path, student, served, **changes), monkeypatch)
+    rates = json.loads((tmp_path / "run" / "win_rates.json").read_text())["teacher"]
+    assert rates["pooled"]["win"] + rates["pooled"]["tie"] + rates["pooled"]["lose"] == 3
+    assert set(rates["category"]) == {"even", "odd"} and "| all " in capsys.readouterr().out
+    assert len((tmp_path / "run" / "judged-teacher.jsonl").read_text().splitlines()) == 3
