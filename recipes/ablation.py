@@ -28,7 +28,7 @@ from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.evaluation.generation import generate_answers, load_student
 from hf_reflect.evaluation.questions import load_test_sets
 from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release, whole_models
-from hf_reflect.run import Run, describe_student
+from hf_reflect.run import Run, describe_student, describe_training
 from hf_reflect.templates import check_template
 
 
@@ -116,31 +116,42 @@ def main() -> None:
     def answers_of(name: str, seed: int) -> Path:
         return run.folder / "answers" / f"{name}-{seed}.jsonl"
 
+    def train(this: str, seed: int, rows: Dataset, folder: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+        """The set's student in `folder`, unless it is there; how its training went."""
+        result = folder / "training.json"
+        if not run.first(f"trained_{this}", lambda: experiment.is_done(result, made_with, asked.overwrite)):
+            if run.is_first:
+                print(f"\n{this}: {len(rows):,} rows, {made_with['steps']} steps", flush=True)
+            arguments = copy(training)
+            arguments.output_dir, arguments.seed, arguments.max_steps = str(folder), seed, made_with["steps"]
+            set_seed(seed)  # an adapter's first weights too
+            ids = run.training_rows(
+                lambda: to_training_ids(rows, tokenizer, asked.template, training.max_length), this
+            )
+            trainer = build_trainer(model, tokenizer, ids, arguments)
+            trainer.train()
+            trainer.save_model()
+            happened = describe_training(trainer)
+            release(trainer)
+            run.first(f"kept_{this}", lambda: experiment.put(result, happened, settings=made_with))
+            run.first(f"rows_gone_{this}", lambda: remove(run.work / this))
+        return run.first(f"training_{this}", lambda: json.loads(result.read_text()))
+
     def train_and_answer(name: str, seed: int, rows: Dataset) -> None:
         this, answers = f"{name}-{seed}", answers_of(name, seed)
-        settings = {
+        made_with = {
             "set": experiment.describe_set(rows),
             "student": student,
             "steps": steps[name],
             "processes": run.state.num_processes,
             **{key: getattr(training, key) for key in TRAINING},
-            "max_new_tokens": asked.max_new_tokens,
-            "questions": experiment.digest_of(questions),
         }
-        if run.first(f"done_{this}", lambda: experiment.is_done(answers, settings, asked.overwrite)):
+        asks = {"max_new_tokens": asked.max_new_tokens, "questions": experiment.digest_of(questions)}
+        if run.first(f"done_{this}", lambda: experiment.is_done(answers, made_with | asks, asked.overwrite)):
             return
-        if run.is_first:
-            print(f"\n{name}, seed {seed}: {len(rows):,} rows, {steps[name]} steps", flush=True)
         folder = run.folder / "models" / this
-        arguments = copy(training)
-        arguments.output_dir, arguments.seed, arguments.max_steps = str(folder), seed, steps[name]
-        set_seed(seed)  # an adapter's first weights too
-        ids = run.training_rows(lambda: to_training_ids(rows, tokenizer, asked.template, training.max_length), this)
-        trainer = build_trainer(model, tokenizer, ids, arguments)
-        trainer.train()
-        trainer.save_model()
-        release(trainer)
-        run.first(f"made_{this}", lambda: experiment.put_settings(answers, settings))
+        happened = train(this, seed, rows, folder, made_with)
+        run.first(f"made_{this}", lambda: experiment.put(answers, settings=made_with | asks, training=happened))
         with whole_models(training):
             tuned, words = load_student(str(folder), model.dtype or "auto", training.trust_remote_code)
         generate_answers(
@@ -153,8 +164,8 @@ def main() -> None:
             output=answers,
             name=this,
         )
-        gone = [run.work / this, *([] if asked.keep_models else [folder])]
-        run.first(f"gone_{this}", lambda: remove(*gone))
+        if not asked.keep_models:
+            run.first(f"gone_{this}", lambda: remove(folder))
 
     for seed in seeds:
         for name, rows in sets[seed].items():
@@ -163,22 +174,22 @@ def main() -> None:
     # 3. Every judge compares the reference's answers with those of each other set.
     def judged() -> None:
         datasets.disable_progress_bars()
-        answers = {(name, seed): read_answers(answers_of(name, seed)) for seed in seeds for name in asked.sets}
-        lengths = {key: sum(map(len, table["answer"])) / len(table) for key, table in answers.items()}
-        columns = {
-            name: {
-                "rows": f"{len(sets[seeds[0]][name]):,}",
-                "steps": steps[name],
-                "characters": round(sum(lengths[name, seed] for seed in seeds) / len(seeds)),
-            }
-            for name in asked.sets
+        answers = {(name, seed): read_answers(answers_of(name, seed)) for name in asked.sets for seed in seeds}
+        columns: dict[str, dict[str, Any]] = {}
+        for name in asked.sets:
+            lengths = [len(text) for seed in seeds for text in answers[name, seed]["answer"]]
+            rows, mean = f"{len(sets[seeds[0]][name]):,}", round(sum(lengths) / len(lengths))
+            columns[name] = {"rows": rows, "steps": steps[name], "characters": mean}
+        trainings = {
+            f"{name}-{seed}": experiment.made_with(answers_of(name, seed))["training"] for name, seed in answers
         }
-        result: dict[str, Any] = {"reference": asked.reference, "seeds": seeds, "sets": columns}
-        said = [f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}, {steps[asked.reference]} steps."]
-        said += [
-            f"Answers of `{asked.reference}` have {columns[asked.reference]['characters']} characters on average.\n"
-        ]
-        result["judges"] = {}
+        result = {"reference": asked.reference, "seeds": seeds, "sets": columns, "trainings": trainings, "judges": {}}
+        said = [f"# Training sets compared with `{asked.reference}`\n"]
+        said.append(
+            f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}; `{asked.reference}`: "
+            + ", ".join(f"{number} {what}" for what, number in columns[asked.reference].items())
+            + " an answer.\n"
+        )
         for judge, teacher in judges.items():
             outcomes: dict[str, list[list[str | None]]] = {name: [] for name in others}
             for name in others:
@@ -190,10 +201,12 @@ def main() -> None:
                     outcomes[name].append(pairs["outcome"][:])
             found = comparison.differences(outcomes)
             table = comparison.as_table(found, asked.reference, {name: columns[name] for name in others})
-            said += [f"## Judged by {judge}\n", table, "", comparison.in_words(found, asked.reference, len(seeds)), ""]
+            words = comparison.in_words(found, asked.reference, len(seeds))
+            said.append(f"## Judged by {judge}\n\n{table}\n\n{words}\n")
             result["judges"][judge] = {name: each._asdict() for name, each in found.items()}
-        (run.folder / "ablation.json").write_text(json.dumps(result, indent=2))
-        (run.folder / "ablation.md").write_text("\n".join(["# Training sets compared\n", *said]))
+            # after each judge: another may fail
+            (run.folder / "ablation.json").write_text(json.dumps(result, indent=2))
+            (run.folder / "ablation.md").write_text("\n".join(said))
         print("\n" + "\n".join(said) + f"\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/\n")
 
     if judges and others:

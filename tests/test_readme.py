@@ -43,6 +43,19 @@ def test_the_lines_of_an_own_reflection_make_a_prompt_that_reads_its_replies(tea
     assert sum("[Dazu]\nGood morning, my friend.\n\n[Antwort]" in text for text in asked) == 1
 
 
+def test_the_judges_lines_run_as_they_stand(endpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    endpoint.models = ("gpt-5.4-mini",)
+    endpoint.answer = lambda request: (
+        "9 3" if "1's Answer]\nBlue" in request["messages"][-1]["content"] else "2 8\nThe second explains."
+    )
+    exec(next(block for block in PYTHON if "judge_pairs" in block), {})
+    assert "{'win': 1, 'tie': 0, 'lose': 0, 'unparsed': 0, 'win_rate': 2.0" in capsys.readouterr().out
+    assert len(endpoint.requests) == 2
+
+
 @pytest.fixture
 def finished_run(candidates, tmp_path, monkeypatch):
     """A working directory with a student, and the candidates of a run that was called `mine`."""

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
 
 import datasets
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, scripted_teacher, tiny_llama
 from endpoint import Endpoint, rewriting
+from launching import command, environment, kill_when, launch, on_cpu
 
 from hf_reflect import ReflectionTransform, StudentScorer, to_pairs
 from hf_reflect.arguments import (
@@ -20,6 +22,7 @@ from hf_reflect.arguments import (
     TeacherArguments,
     parse_arguments,
 )
+from hf_reflect.errors import ReflectError, SettingsError
 from hf_reflect.evaluation.answers import write_answers
 
 RECIPES = ROOT / "recipes"
@@ -150,7 +153,7 @@ def adapted(name, folder, student, served, **changes):
     """A copy of a YAML with everything that is large or far away replaced by something tiny; the rest as it stands."""
     settings = yaml.safe_load((RECIPES / name).read_text()) | changes
     path = folder / name
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return path
 
 
@@ -265,7 +268,95 @@ def test_an_experiment_takes_two_steps_of_each_set(
     assert all(f"| {key} " in table for key in sets - {result["reference"]})
     asked = len(served.requests)
     run_recipe("ablation.py", path, monkeypatch)  # nothing is trained or asked again
-    assert len(served.requests) == asked and "seed 0:" not in capsys.readouterr().out.split("Written:")[1]
+    assert len(served.requests) == asked and "steps\n" not in capsys.readouterr().out.split("Written:")[1]
+
+
+@pytest.fixture
+def experiment(student, candidates, served, test_set, tmp_path):
+    """`experiment(**changes)` writes the demo's ablation of two sets and returns its path."""
+
+    def write(**changes):
+        settings = TINY | OPEN | {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(student)}
+        settings |= {"candidates": str(candidates), "test_sets": test_set, "judges": ["teacher"]}
+        settings |= {"base_url": served.url, "max_new_tokens": 4, "seeds": 1}
+        settings["sets"] = {"paper": {"keep": None}, "longest": {"rule": "longest"}}
+        return adapted("ablation_demo.yaml", tmp_path, student, served, **settings | changes)
+
+    return write
+
+
+def result_of(folder):
+    return json.loads((folder / "run" / "ablation.json").read_text())
+
+
+@pytest.mark.slow
+def test_students_train_one_after_the_other_under_zero3_and_answer_whole(experiment, tmp_path):
+    done = launch("recipes/ablation.py", "--config", experiment(), config=on_cpu("zero3", tmp_path))
+    for training in result_of(tmp_path)["trainings"].values():
+        inside = [training[key] for key in ("processes", "distributed_type", "model_class", "steps")]
+        assert inside == [2, "DEEPSPEED", "DeepSpeedEngine", 2]
+    assert done.stderr.count("on 2 processes") == 2
+
+
+@pytest.mark.slow
+def test_an_experiment_trains_adapters_with_several_seeds(experiment, tmp_path, monkeypatch, capsys):
+    adapter = {"use_peft": True, "lora_target_modules": "all-linear", "learning_rate": 0.1, "keep_models": True}
+    run_recipe("ablation.py", experiment(seeds=2, **adapter), monkeypatch)
+    result = result_of(tmp_path)
+    assert set(result["trainings"]) == {"paper-0", "paper-1", "longest-0", "longest-1"}
+    losses = {training["loss_last"] for training in result["trainings"].values()}
+    assert len(losses) == 4  # another seed is another training
+    each = result["judges"]["teacher"]["longest"]
+    assert each["win"] + each["tie"] + each["lose"] == 2 * len(QUESTIONS)
+    assert (tmp_path / "run" / "models" / "paper-0" / "adapter_model.safetensors").exists()
+    out = capsys.readouterr().out
+    assert "2 of each set" in out and "win rates further than" in out and "One seed" not in out
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_goes_on_with_what_is_missing(experiment, tmp_path, monkeypatch, capsys):
+    path, first = experiment(), tmp_path / "run" / "answers" / "paper-0.jsonl"
+    line = command("recipes/ablation.py", "--config", path)
+    _, code = kill_when(first.exists, line, env=environment(), stdout=subprocess.DEVNULL)
+    assert code == -9
+    before = first.stat().st_mtime_ns
+    run_recipe("ablation.py", path, monkeypatch)
+    out = capsys.readouterr().out
+    assert first.stat().st_mtime_ns == before and "paper-0:" not in out and "longest-0:" in out
+    with pytest.raises(SettingsError, match="`learning_rate` was 0.003 and is now 0.1"):
+        run_recipe("ablation.py", experiment(learning_rate=0.1), monkeypatch)
+
+
+@pytest.mark.slow
+def test_what_an_experiment_takes_is_said_before_anything_is_done(experiment, served, tmp_path, monkeypatch, capsys):
+    run_recipe("ablation.py", experiment(estimate_only=True, seeds=3), monkeypatch)
+    out = capsys.readouterr().out
+    assert "trainings  6, 3 of each set" in out and "judging    18 calls at most (teacher)" in out
+    assert "can tell   win rates further than" in out
+    assert not served.requests and not (tmp_path / "run" / "models").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sets": {"paper": {"rule": "papr"}}}, "The rule 'papr' is unknown"),
+        ({"sets": {"paper": {}, "few": {"share": 0, "by": "ifd"}}}, "A share of the rows is above 0"),
+        ({"sets": {"paper": {}, "few": {"share": 1.5}}}, "A share of the rows is above 0 and at most 1, not 1.5"),
+        ({"sets": {"paper": {}, "few": {"by": "ifd"}}}, "says by what, but not how many"),
+        ({"sets": {"paper": {}, "few": {"like": "many"}}}, "is like 'many', which is no other set"),
+        ({"sets": {"longest": {"rule": "longest"}}}, "`reference: paper` is none of the sets"),
+        ({"sets": {"paper": {"gate": 1}}}, "has the setting 'gate'"),
+        ({"sets": {"paper": {"ifd_gate": 0.0001}}}, "The training set 'paper': The rule 'paper' .* keeps none of 8"),
+        ({"seeds": 0}, "`seeds` is how often"),
+        ({"test_sets": None}, "Name what is asked"),
+        ({"candidates": "nowhere/table"}, "cannot be loaded"),
+    ],
+    ids=str,
+)
+def test_an_experiment_that_cannot_work_is_refused_at_once(experiment, changes, words, monkeypatch):
+    with pytest.raises(ReflectError, match=words):
+        run_recipe("ablation.py", experiment(**changes), monkeypatch)
 
 
 @pytest.mark.slow

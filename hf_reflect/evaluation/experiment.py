@@ -163,11 +163,9 @@ def is_done(result: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     Raises:
         SettingsError: it was made with others, and `overwrite` is off; which one is said.
     """
-    beside = result.with_name(f"{result.name}.made_with.json")
     if not result.exists():
         return False
-    before = json.loads(beside.read_text()) if beside.exists() else {}
-    now = json.loads(json.dumps(settings))
+    before, now = made_with(result).get("settings", {}), json.loads(json.dumps(settings))
     different = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
     if different is None:
         return True
@@ -180,7 +178,15 @@ def is_done(result: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     return False
 
 
-def put_settings(result: Path, settings: dict[str, Any]) -> None:
-    """What `is_done` compares; before the result is there."""
+def made_with(result: Path) -> dict[str, Any]:
+    """How a result was made: its `settings`, and what else was put beside it."""
+    beside = result.with_name(f"{result.name}.made_with.json")
+    return json.loads(beside.read_text()) if beside.exists() else {}
+
+
+def put(result: Path, content: Any = None, **sections: Any) -> None:
+    """Say how a result is made, and then write it as JSON, unless somebody else does."""
     result.parent.mkdir(parents=True, exist_ok=True)
-    result.with_name(f"{result.name}.made_with.json").write_text(json.dumps(settings, indent=2))
+    result.with_name(f"{result.name}.made_with.json").write_text(json.dumps(sections, indent=2))
+    if content is not None:
+        result.write_text(json.dumps(content, indent=2))
