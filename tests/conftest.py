@@ -137,11 +137,15 @@ def tiny_llama(vocabulary, seed=0, **settings):
 TEXTS = [text for row in ROWS for text in row.values()]
 
 
+def tiny_student():
+    tokenizer = byte_level_tokenizer(TEXTS)
+    return tiny_llama(len(tokenizer)), tokenizer
+
+
 @pytest.fixture(scope="session")
 def student():
     """(model, tokenizer): an untrained Llama of a few thousand parameters, byte-level BPE."""
-    tokenizer = byte_level_tokenizer(TEXTS)
-    return tiny_llama(len(tokenizer)), tokenizer
+    return tiny_student()
 
 
 @pytest.fixture(scope="session")
@@ -156,3 +160,12 @@ def reference():
 @pytest.fixture(scope="session")
 def alpaca_rows(reference):
     return json.loads((reference / "reference" / "alpaca_sample.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def student_folder(tmp_path_factory):
+    """The same student, as `save_pretrained` leaves it."""
+    folder = tmp_path_factory.mktemp("student")
+    for part in tiny_student():
+        part.save_pretrained(folder)
+    return folder

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pandas
 import pytest
-from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
+from conftest import ROOT
 from endpoint import Endpoint
 from launching import command, environment, kill_when, launch, on_cpu
 from test_generation import recipe
@@ -368,12 +368,8 @@ def test_answers_that_are_missing_are_named(data, judge, judge_endpoint):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    tokenizer = byte_level_tokenizer(TEXTS)
-    tiny_llama(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def student(student_folder):
+    return student_folder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from subprocess import PIPE
 import datasets
 import pytest
 import yaml
-from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
+from conftest import ROOT, ROWS
 from endpoint import Endpoint, rewriting
 from filelock import FileLock
 from launching import command, kill_when, on_cpu
@@ -52,12 +52,8 @@ def said(done):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    tokenizer = byte_level_tokenizer(TEXTS)
-    tiny_llama(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def student(student_folder):
+    return student_folder
 
 
 @pytest.fixture

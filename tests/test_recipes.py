@@ -10,7 +10,7 @@ import sys
 import datasets
 import pytest
 import yaml
-from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, scripted_teacher, tiny_llama
+from conftest import ROOT, ROWS, scripted_teacher
 from endpoint import Endpoint, rewriting
 from launching import command, environment, kill_when, launch, on_cpu
 
@@ -93,12 +93,8 @@ def test_the_table_of_recipes_has_a_row_for_every_configuration():
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    tokenizer = byte_level_tokenizer(TEXTS)
-    tiny_llama(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def student(student_folder):
+    return student_folder
 
 
 @pytest.fixture(scope="module")
