@@ -179,17 +179,15 @@ def main() -> None:
         for name in asked.sets:
             lengths = [len(text) for seed in seeds for text in answers[name, seed]["answer"]]
             rows, mean = f"{len(sets[seeds[0]][name]):,}", round(sum(lengths) / len(lengths))
-            columns[name] = {"rows": rows, "steps": steps[name], "characters": mean}
+            columns[name] = {"rows": rows, **({} if asked.equal_steps else {"steps": steps[name]}), "chars": mean}
         trainings = {
             f"{name}-{seed}": experiment.made_with(answers_of(name, seed))["training"] for name, seed in answers
         }
         result = {"reference": asked.reference, "seeds": seeds, "sets": columns, "trainings": trainings, "judges": {}}
         said = [f"# Training sets compared with `{asked.reference}`\n"]
-        said.append(
-            f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}; `{asked.reference}`: "
-            + ", ".join(f"{number} {what}" for what, number in columns[asked.reference].items())
-            + " an answer.\n"
-        )
+        ours = ", ".join(f"{number} {what}" for what, number in columns[asked.reference].items())
+        said.append(f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}. `{asked.reference}`: {ours}.")
+        said.append("`chars`: mean characters of an answer. Long answers win comparisons by their length.\n")
         for judge, teacher in judges.items():
             outcomes: dict[str, list[list[str | None]]] = {name: [] for name in others}
             for name in others:
@@ -244,10 +242,14 @@ def plan(
     lines.append(f"  judging    {calls:,} calls at most ({', '.join(judges) or 'no judge'})")
     if comparisons:
         best, worst = comparison.detectable(questions, seeds, comparisons)
-        lines.append(
-            f"  can tell   win rates further than {best:.2f} to {worst:.2f} from 1 (80 % of the time, {comparisons} "
-            "comparisons;\n             the second if seeds agree on every question; more if trainings differ)"
-        )
+        reach = f"{best:.2f} to {worst:.2f} from 1" if seeds > 1 else f"{best:.2f} from 1"
+        lines.append(f"  can tell   win rates further than {reach}, 80 % of the time, among {comparisons} comparisons")
+        if seeds > 1:
+            lines.append(
+                f"             ({worst:.2f} if all seeds agree on every question; more if trainings differ as a whole)"
+            )
+        else:
+            lines.append("             (of these trainings: one seed says nothing about others)")
     return "\n" + "\n".join(lines) + "\n"
 
 

@@ -223,6 +223,38 @@ def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reflect", ["all", "selective"])
+def test_only_the_rows_that_the_student_finds_hardest_are_recycled(settings, endpoint, student, tmp_path, reflect):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_reflect import StudentScorer, to_pairs
+
+    config = settings(preselect_share=0.375, reflect=reflect)  # 3 of 8
+    done = run("--config", config, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(endpoint.requests) == 3 * (3 if reflect == "all" else 2)
+    pairs = to_pairs(datasets.Dataset.from_list(ROWS))
+    model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    scored = StudentScorer(model, tokenizer, "vicuna", 256).score(pairs)
+    hardest = sorted(zip(scored["ifd"], scored["row_id"], strict=True))[-3:]
+    selected = datasets.load_from_disk(tmp_path / "run" / "selected")
+    assert set(selected["row_id"]) == {row_id for _, row_id in hardest}
+    assert run("--config", config, processes=2).returncode == 0
+    assert len(endpoint.requests) == 3 * (3 if reflect == "all" else 2)  # nothing anew
+
+
+@pytest.mark.slow
+def test_rows_preselected_without_a_score_need_no_student(settings, endpoint, tmp_path):
+    config = settings(preselect_share=0.25, preselect_by="longest", stage="recycle", model_name_or_path="absent")
+    done = run("--config", config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(endpoint.requests) == 6
+    table = datasets.load_from_disk(tmp_path / "run" / "candidates")
+    longest = sorted((row["output"] for row in ROWS), key=len)[-2:]
+    assert {row["response"] for row in table if row["variant"] == "original"} == set(longest)
+
+
+@pytest.mark.slow
 def test_an_estimate_asks_nothing(settings, endpoint):
     config = settings(price_per_million_input=1.0, price_per_million_output=2.0)
     done = run("--config", config, "--estimate_only", "true")
@@ -300,6 +332,13 @@ def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, t
         ({"schedule": "daily"}, '`schedule` is "once" or "epoch"'),
         ({"stage": "recycel"}, "`stage` is all, recycle, select or train"),
         ({"reflect": "some"}, "`reflect` is all or selective"),
+        ({"preselect_share": 0}, "A share of the rows is above 0 and at most 1, not 0"),
+        ({"preselect_share": 1.01}, "A share of the rows is above 0 and at most 1, not 1.01"),
+        ({"preselect_share": 0.1, "preselect_by": "size"}, "`select_top(by='size')` is unknown"),
+        ({"preselect_share": 0.1, "candidates": "x"}, "so there is nothing to preselect"),
+        ({"published": "alpaca-70b"}, "`published` is one of alpaca-7b"),
+        ({"published": {"text": "x"}}, "`published` is one of alpaca-7b"),
+        ({"published": "alpaca-7b", "stage": "recycle"}, "`published` are candidates that nobody recycles"),
     ],
     ids=str,
 )

@@ -156,11 +156,14 @@ def detectable(questions: int, seeds: int, comparisons: int) -> tuple[float, flo
 
 
 def as_table(found: Mapping[str, Difference], reference: str, more: Mapping[str, Mapping[str, Any]] = {}) -> str:
-    """The paper's Table 4 with intervals, in Markdown; `more` are further columns, by set."""
+    """The paper's Table 4 with intervals, in Markdown; `more` are further columns, by set.
+
+    `differs` says whether the difference is distinguishable from zero after the correction for the number of sets.
+    """
     names = list(dict.fromkeys(name for columns in more.values() for name in columns))
     unparsed = any(each.unparsed for each in found.values())
     head = [f"`{reference}` against", *names, "win", "tie", "lose", *(["unparsed"] if unparsed else [])]
-    head += ["win rate", "95 % interval", "distinguishable"]
+    head += ["rate", "95 % interval", "differs"]
     rows: list[list[Any]] = [head]
     for name, each in found.items():
         counts = [each.win, each.tie, each.lose, *([each.unparsed] if unparsed else [])]

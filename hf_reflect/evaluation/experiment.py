@@ -165,7 +165,7 @@ def is_done(result: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """
     if not result.exists():
         return False
-    before, now = made_with(result).get("settings", {}), json.loads(json.dumps(settings))
+    before, now = (_flat(each) for each in (made_with(result).get("settings", {}), json.loads(json.dumps(settings))))
     different = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
     if different is None:
         return True
@@ -176,6 +176,14 @@ def is_done(result: Path, settings: dict[str, Any], overwrite: bool) -> bool:
         )
     result.unlink()
     return False
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = value if isinstance(value, dict) else {}
+        flat |= {f"{name}.{part}": each for part, each in inner.items()} or {name: value}
+    return flat
 
 
 def made_with(result: Path) -> dict[str, Any]:
