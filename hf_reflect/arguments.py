@@ -71,12 +71,17 @@ class DataArguments:
             raise SettingsError(f"`reflect` is all or selective, not {self.reflect!r}.")
         if self.published is not None:
             self.published_table()
-            if self.candidates is not None or self.stage == "recycle":
+            if self.candidates is not None or self.stage == "recycle" or self.reflect == "selective":
                 raise SettingsError(
-                    "`published` are candidates that nobody recycles: leave out `candidates`, `recycle`."
+                    "`published` are candidates that nobody recycles: leave out `candidates`, `stage: recycle` and "
+                    "`reflect: selective`."
                 )
         if self.preselect_share is not None:
             check_top(self.preselect_share, self.preselect_by)
+            if self.preselect_by == "coherence":
+                raise SettingsError(
+                    "`preselect_by: coherence` cannot be: nobody computes it before the teacher is asked."
+                )
             if self.candidates is not None or self.published is not None:
                 raise SettingsError(
                     "With `candidates` or `published` nothing is asked, so there is nothing to preselect: leave out "
@@ -95,7 +100,10 @@ class DataArguments:
         if isinstance(given, str) and given not in PUBLISHED:
             given = mapping("published", given) if given.lstrip().startswith("{") else given
         try:
-            return PUBLISHED[given] if isinstance(given, str) else Published(**(given or {}))
+            found = PUBLISHED[given] if isinstance(given, str) else Published(**(given or {}))
+            if not isinstance(found.texts, str) or not isinstance(found.scores, str):
+                raise TypeError
+            return found
         except (KeyError, TypeError) as error:
             raise SettingsError(
                 f"`published` is one of {', '.join(PUBLISHED)}, or a mapping of `texts`, `scores` and `rows`, not "

@@ -3,8 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +112,8 @@ def build_trainer(model: "ModelConfig", tokenizer: Any, rows: Dataset, arguments
     """An SFTTrainer of TRL's own settings for a model: adapter, quantization, precision."""
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
+    if (plugin := getattr(arguments, "deepspeed_plugin", None)) is not None:
+        plugin.set_deepspeed_weakref()  # `release` took it away: with ZeRO-3 the model loads in parts
     return SFTTrainer(
         model=model.model_name_or_path,
         args=arguments,
@@ -126,10 +127,12 @@ def build_trainer(model: "ModelConfig", tokenizer: Any, rows: Dataset, arguments
 def release(trainer: Any) -> None:
     """All ranks: give back what a trainer holds, so that the next one of the launch begins as if it were the first.
 
-    The trainer is no trainer any more afterwards, and its callbacks and its model are nobody's.
+    The trainer is no trainer any more afterwards, and its callbacks and its model are nobody's. Until the next
+    `build_trainer` models load whole, and generate by themselves, though the launch trains with ZeRO-3.
     """
     from accelerate.state import AcceleratorState
     from accelerate.utils.memory import clear_device_cache
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     trainer.accelerator.free_memory()
     for parameter in trainer.model.parameters():
@@ -137,17 +140,5 @@ def release(trainer: Any) -> None:
             parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
     vars(trainer).clear()  # whoever still holds it holds no memory
     AcceleratorState._reset_state()  # else the next trainer cannot bring its DeepSpeed settings; processes stay joined
+    unset_hf_deepspeed_config()
     clear_device_cache(garbage_collection=True)
-
-
-@contextmanager
-def whole_models(arguments: "SFTConfig") -> Iterator[None]:
-    """Within it `from_pretrained` gives each process the whole model, though the launch trains with ZeRO-3."""
-    from transformers.integrations import deepspeed
-
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if getattr(arguments, "hf_deepspeed_config", None) is not None:
-            deepspeed.set_hf_deepspeed_config(arguments.hf_deepspeed_config)

@@ -67,12 +67,23 @@ def prepare_pairs(run: Run, data: DataArguments, student: dict[str, Any]) -> int
     pairs = data.pairs()
     settings = {"dataset": data.dataset, "split": data.split, "content": content_digest(pairs), **student}
     if not run.holds("pairs", pairs=settings):
+        if (later := [name for name in ("instructions", "candidates") if run.has(name)]) and not run.overwrite:
+            raise SettingsError(
+                f"{run.folder / later[0]} holds the results of another run, without `preselect_share`.\nName another "
+                "`output_dir`, or replace them with `--overwrite true`: replies stay in the ledger."
+            )
         run.save("pairs", pairs)
     return len(unscored(run.load("pairs")))
 
 
 def pairs_to_estimate(data: DataArguments) -> Dataset:
-    """What will be recycled; where the student has yet to preselect it, as many rows at random."""
+    """What will be recycled; where the student has yet to preselect it, as many rows at random.
+
+    Raises:
+        SettingsError: there are candidates, so nothing will be asked.
+    """
+    if data.candidates or data.published:
+        raise SettingsError("With `candidates` or `published` nothing is asked: there is nothing to estimate.")
     pairs = data.pairs()
     return pairs if data.preselect_share is None else select_top(pairs, share=data.preselect_share, by="random")
 

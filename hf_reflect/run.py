@@ -328,6 +328,7 @@ def describe_training(trainer: Any) -> dict[str, Any]:
         "distributed_type": trainer.accelerator.distributed_type.value,
         "backend": backend,
         "model_class": type(trainer.model_wrapped).__name__,
+        "partitioned": any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters()),
     }
 
 

@@ -27,8 +27,8 @@ from hf_reflect.evaluation import comparison, experiment
 from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.evaluation.generation import generate_answers, load_student
 from hf_reflect.evaluation.questions import load_test_sets
-from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release, whole_models
-from hf_reflect.run import Run, describe_student, describe_training
+from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release
+from hf_reflect.run import Run, content_digest, describe_student, describe_training
 from hf_reflect.templates import check_template
 
 
@@ -71,11 +71,14 @@ class AblationArguments:
         self.test_sets = mapping("test_sets", self.test_sets)
         if not self.test_sets:
             raise SettingsError("Name what is asked: `test_sets: {wizardlm: WizardLM_testset.jsonl}`.")
+        self.judges = [self.judges] if isinstance(self.judges, str) else self.judges
         self.sets = mapping("sets", self.sets) or experiment.TABLE_4
         experiment.check_sets(self.sets, self.reference)
         check_template(self.template)
-        if self.seeds < 1:
-            raise SettingsError(f"`seeds` is how often each set is trained: 1 or more, not {self.seeds}.")
+        for name in ("seeds", "max_new_tokens", "answer_batch_size", "max_questions"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise SettingsError(f"`{name}` is a whole number, at least 1, not {value!r}.")
 
 
 def main() -> None:
@@ -90,20 +93,26 @@ def main() -> None:
     questions = load_test_sets(asked.test_sets)
     questions = questions.take(min(asked.max_questions or len(questions), len(questions)))
     candidates = load_table(asked.candidates, what="candidates")
-    if asked.coherence_model and experiment.needs_coherence(asked.sets):
-        table = candidates  # else the lambda would see the new one
-        candidates = run.training_rows(lambda: experiment.with_coherence(table, asked.coherence_model), "coherence")
+    unknown = experiment.by_coherence(asked.sets) if "coherence" not in candidates.column_names else []
+    if unknown and asked.coherence_model and not asked.estimate_only:
+        run.first("coherence", lambda: add_coherence(run, asked, candidates))
+        candidates, unknown = run.load("candidates"), []
+    known = {name: each for name, each in asked.sets.items() if name not in unknown or not asked.estimate_only}
     gates = {"ifd_gate": asked.ifd_gate, "r_ifd_gate": asked.r_ifd_gate}
-    sets = {seed: experiment.training_sets(candidates, asked.sets, **gates, seed=seed) for seed in seeds}
+    sets = {seed: experiment.training_sets(candidates, known, **gates, seed=seed) for seed in seeds}
     steps = {
         name: experiment.steps_of(
-            len(sets[seeds[0]][asked.reference if asked.equal_steps else name]), training, run.state.num_processes
+            len(sets[seeds[0]][asked.reference if asked.equal_steps and asked.reference in known else name]),
+            training,
+            run.state.num_processes,
         )
-        for name in asked.sets
+        for name in known
     }
     if run.is_first:
-        rows = {name: [len(sets[seed][name]) for seed in seeds] for name in asked.sets}
+        rows = {name: [len(sets[seed][name]) for seed in seeds] for name in known}
         print(plan(rows, steps, len(questions), len(seeds), len(others), list(judges)), flush=True)
+        if unknown and asked.estimate_only:
+            print(f"How many rows coherence leaves is known when it is there: {', '.join(unknown)}.\n", flush=True)
     if asked.estimate_only:
         return run.close()
     for judge in judges.values():
@@ -120,6 +129,7 @@ def main() -> None:
         """The set's student in `folder`, unless it is there; how its training went."""
         result = folder / "training.json"
         if not run.first(f"trained_{this}", lambda: experiment.is_done(result, made_with, asked.overwrite)):
+            run.first(f"begun_{this}", lambda: remove(folder))  # what other settings left there
             if run.is_first:
                 print(f"\n{this}: {len(rows):,} rows, {made_with['steps']} steps", flush=True)
             arguments = copy(training)
@@ -144,16 +154,24 @@ def main() -> None:
             "student": student,
             "steps": steps[name],
             "processes": run.state.num_processes,
-            **{key: getattr(training, key) for key in TRAINING},
+            **experiment.describe_arguments(training, model),
         }
         asks = {"max_new_tokens": asked.max_new_tokens, "questions": experiment.digest_of(questions)}
-        if run.first(f"done_{this}", lambda: experiment.is_done(answers, made_with | asks, asked.overwrite)):
-            return
         folder = run.folder / "models" / this
+        done = run.first(f"done_{this}", lambda: experiment.is_done(answers, made_with | asks, asked.overwrite))
+        if not done:
+            answer(this, seed, rows, folder, made_with, asks)
+        if not asked.keep_models:
+            run.first(f"gone_{this}", lambda: remove(folder))
+
+    def answer(
+        this: str, seed: int, rows: Dataset, folder: Path, made_with: dict[str, Any], asks: dict[str, Any]
+    ) -> None:
+        answers = run.folder / "answers" / f"{this}.jsonl"
         happened = train(this, seed, rows, folder, made_with)
         run.first(f"made_{this}", lambda: experiment.put(answers, settings=made_with | asks, training=happened))
-        with whole_models(training):
-            tuned, words = load_student(str(folder), model.dtype or "auto", training.trust_remote_code)
+        dtype = "bfloat16" if training.bf16 else model.dtype or "auto"
+        tuned, words = load_student(str(folder), dtype, training.trust_remote_code)
         generate_answers(
             tuned,
             words,
@@ -164,8 +182,6 @@ def main() -> None:
             output=answers,
             name=this,
         )
-        if not asked.keep_models:
-            run.first(f"gone_{this}", lambda: remove(folder))
 
     for seed in seeds:
         for name, rows in sets[seed].items():
@@ -212,15 +228,12 @@ def main() -> None:
     run.close()
 
 
-# of SFTConfig, what a training's result depends on beside its rows, its seed and its student
-TRAINING = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
+def add_coherence(run: Run, asked: AblationArguments, candidates: Dataset) -> None:
+    """The table with coherence, once for all starts of this experiment."""
+    contents = {"content": content_digest(candidates), "scores": experiment.digest_of_scores(candidates)}
+    made_with = {"dataset": asked.candidates, "coherence": asked.coherence_model, **contents}
+    if not run.holds("candidates", data=made_with):
+        run.save("candidates", experiment.with_coherence(candidates, asked.coherence_model, str(run.state.device)))
 
 
 def remove(*folders: Path) -> None:

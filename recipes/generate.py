@@ -65,12 +65,17 @@ def main() -> None:
     state = join_launch(asked.use_cpu)
     questions = load_test_sets(asked.test_sets)
     if asked.endpoint_model is not None:
+        output = Path(asked.output)
+        if output.exists() and '"made_with"' in output.read_text(encoding="utf-8").partition("\n")[0]:
+            raise SettingsError(f"{output} holds the answers of a local model. Name another `output`, or remove it.")
         endpoint = replace(endpoint, max_tokens=asked.max_new_tokens)
         teacher = endpoint.asking(asked.endpoint_model, Path(f"{asked.output}.ledger.sqlite"))
         teacher.check_ready()
         answers = answers_from_endpoint(questions, teacher, asked.system, asked.name, asked.allow_missing)
         write_answers(asked.output, answers)
     else:
+        if endpoint.top_p not in (None, 1.0):
+            raise SettingsError("A local model draws from all tokens: leave `top_p` out, or set it to 1.0.")
         model, tokenizer = load_student(asked.model, asked.dtype, asked.trust_remote_code, asked.adapter)
         answers = generate_answers(
             model,

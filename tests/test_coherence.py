@@ -2,35 +2,11 @@ import builtins
 
 import pytest
 import torch
-from conftest import TEXTS
 from datasets.fingerprint import Hasher
 from test_templates import row_of, table_of
 
 from hf_reflect import StudentScorer
 from hf_reflect.errors import SettingsError
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """The folder of a Sentence-BERT model of a few thousand parameters, untrained: words, mean pooling."""
-    from sentence_transformers import SentenceTransformer, models
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers import models as kinds
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("encoder")
-    words = {word: n for n, word in enumerate(["<pad>", "<unk>", *sorted({w for t in TEXTS for w in t.split()})])}
-    tokenizer = Tokenizer(kinds.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(words), initializer_range=0.5, **sizes)).save_pretrained(folder / "bert")
-    fast.save_pretrained(folder / "bert")
-    transformer = models.Transformer(str(folder / "bert"), max_seq_length=64)
-    pooling = models.Pooling(transformer.get_embedding_dimension())
-    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder / "sbert"))
-    return folder
 
 
 def naive_cosine(folder, one, other):

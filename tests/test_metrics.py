@@ -25,7 +25,6 @@ TEXTS = {
     "inputs": [row["input"] for row in ROWS],
     "responses": [row["output"] for row in ROWS],
 }
-encoder = test_coherence.encoder  # a fixture
 
 
 @pytest.fixture(scope="module")

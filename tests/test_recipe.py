@@ -244,6 +244,18 @@ def test_only_the_rows_that_the_student_finds_hardest_are_recycled(settings, end
 
 
 @pytest.mark.slow
+def test_preselecting_does_not_replace_what_was_made_from_all_rows(settings, endpoint, tmp_path):
+    assert run("--config", settings(stage="recycle")).returncode == 0
+    before = datasets.load_from_disk(tmp_path / "run" / "candidates")
+    lines = said(run("--config", settings(stage="recycle", preselect_share=0.5)))
+    assert "holds the results of another run, without `preselect_share`" in lines[0]
+    assert len(datasets.load_from_disk(tmp_path / "run" / "candidates")) == len(before) == 32
+    done = run("--config", settings(stage="recycle", preselect_share=0.5), "--overwrite", "true")
+    assert done.returncode == 0 and len(endpoint.requests) == 24
+    assert len(datasets.load_from_disk(tmp_path / "run" / "candidates")) == 16
+
+
+@pytest.mark.slow
 def test_rows_preselected_without_a_score_need_no_student(settings, endpoint, tmp_path):
     config = settings(preselect_share=0.25, preselect_by="longest", stage="recycle", model_name_or_path="absent")
     done = run("--config", config)
@@ -339,6 +351,9 @@ def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, t
         ({"published": "alpaca-70b"}, "`published` is one of alpaca-7b"),
         ({"published": {"text": "x"}}, "`published` is one of alpaca-7b"),
         ({"published": "alpaca-7b", "stage": "recycle"}, "`published` are candidates that nobody recycles"),
+        ({"published": "alpaca-7b", "reflect": "selective"}, "`published` are candidates that nobody recycles"),
+        ({"published": {"texts": "x", "scores": None}}, "`published` is one of alpaca-7b"),
+        ({"preselect_share": 0.1, "preselect_by": "coherence"}, "`preselect_by: coherence` cannot be"),
     ],
     ids=str,
 )

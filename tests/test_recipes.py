@@ -287,11 +287,13 @@ def result_of(folder):
 
 @pytest.mark.slow
 def test_students_train_one_after_the_other_under_zero3_and_answer_whole(experiment, tmp_path):
-    done = launch("recipes/ablation.py", "--config", experiment(), config=on_cpu("zero3", tmp_path))
+    # three questions, one a batch: the processes generate unequally often
+    done = launch("recipes/ablation.py", "--config", experiment(answer_batch_size=1), config=on_cpu("zero3", tmp_path))
     for training in result_of(tmp_path)["trainings"].values():
         inside = [training[key] for key in ("processes", "distributed_type", "model_class", "steps")]
         assert inside == [2, "DEEPSPEED", "DeepSpeedEngine", 2]
-    assert done.stderr.count("on 2 processes") == 2
+        assert training["partitioned"] is True  # the second student too
+    assert done.stderr.count("2 + 1 on 2 processes") == 2
 
 
 @pytest.mark.slow
@@ -310,6 +312,32 @@ def test_an_experiment_trains_adapters_with_several_seeds(experiment, tmp_path, 
 
 
 @pytest.mark.slow
+def test_coherence_that_is_missing_is_added_once_by_a_sentence_encoder(
+    experiment, candidates, encoder, tmp_path, monkeypatch, capsys
+):
+    from hf_reflect.scoring.coherence import coherence_of, load_encoder
+
+    table = datasets.load_from_disk(candidates).remove_columns("coherence")
+    table.save_to_disk(tmp_path / "bare")
+    sets = {"paper": {"keep": None}, "coherence": {"rule": "coherence", "keep": None}}
+    changes = {"candidates": str(tmp_path / "bare"), "sets": sets, "judges": []}
+    with pytest.raises(ReflectError, match="The training set 'coherence': .* needs the column 'coherence'"):
+        run_recipe("ablation.py", experiment(**changes), monkeypatch)
+    changes["coherence_model"] = str(encoder / "sbert")
+    run_recipe("ablation.py", experiment(**changes, estimate_only=True), monkeypatch)
+    assert "known when it is there: coherence" in capsys.readouterr().out
+    run_recipe("ablation.py", experiment(**changes), monkeypatch)
+    assert (tmp_path / "run" / "answers" / "coherence-0.jsonl").exists()
+    made = datasets.load_from_disk(tmp_path / "run" / "candidates")
+    assert made["coherence"][:] == pytest.approx(
+        coherence_of(load_encoder(str(encoder / "sbert"), "cpu"), list(table))
+    )
+    (encoder / "sbert").rename(encoder / "gone")
+    run_recipe("ablation.py", experiment(**changes), monkeypatch)  # not embedded again
+    (encoder / "gone").rename(encoder / "sbert")
+
+
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_with_what_is_missing(experiment, tmp_path, monkeypatch, capsys):
     path, first = experiment(), tmp_path / "run" / "answers" / "paper-0.jsonl"
     line = command("recipes/ablation.py", "--config", path)
@@ -319,13 +347,19 @@ def test_a_killed_experiment_goes_on_with_what_is_missing(experiment, tmp_path, 
     run_recipe("ablation.py", path, monkeypatch)
     out = capsys.readouterr().out
     assert first.stat().st_mtime_ns == before and "paper-0:" not in out and "longest-0:" in out
-    with pytest.raises(SettingsError, match="`learning_rate` was 0.003 and is now 0.1"):
-        run_recipe("ablation.py", experiment(learning_rate=0.1), monkeypatch)
+    for changes, words in (
+        ({"learning_rate": 0.1}, "`training.learning_rate` was 0.003 and is now 0.1"),
+        ({"optim": "sgd"}, "`training.optim` was"),
+        ({"use_peft": True}, "`model.use_peft` was False and is now True"),
+        ({"max_new_tokens": 5}, "`max_new_tokens` was 4 and is now 5"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            run_recipe("ablation.py", experiment(**changes), monkeypatch)
 
 
 @pytest.mark.slow
 def test_what_an_experiment_takes_is_said_before_anything_is_done(experiment, served, tmp_path, monkeypatch, capsys):
-    run_recipe("ablation.py", experiment(estimate_only=True, seeds=3), monkeypatch)
+    run_recipe("ablation.py", experiment(estimate_only=True, seeds=3, judges="teacher"), monkeypatch)
     out = capsys.readouterr().out
     assert "trainings  6, 3 of each set" in out and "judging    18 calls at most (teacher)" in out
     assert "can tell   win rates further than" in out
@@ -344,7 +378,15 @@ def test_what_an_experiment_takes_is_said_before_anything_is_done(experiment, se
         ({"sets": {"longest": {"rule": "longest"}}}, "`reference: paper` is none of the sets"),
         ({"sets": {"paper": {"gate": 1}}}, "has the setting 'gate'"),
         ({"sets": {"paper": {"ifd_gate": 0.0001}}}, "The training set 'paper': The rule 'paper' .* keeps none of 8"),
-        ({"seeds": 0}, "`seeds` is how often"),
+        ({"sets": {"paper": {}, 1: {"rule": "longest"}}}, "The set 1 needs a text as its name"),
+        ({"sets": {"paper": {}, "few": {"count": 0, "by": "ifd"}}}, "`count` of the set 'few' is a number of rows"),
+        (
+            {"sets": {"paper": {"keep": None}, "few": {"count": 900, "keep": None}}},
+            "The training set 'few': `select_top`",
+        ),
+        ({"seeds": 0}, "`seeds` is a whole number"),
+        ({"seeds": 2.5}, "`seeds` is a whole number|`seeds`|do not fit"),
+        ({"answer_batch_size": 0}, "`answer_batch_size` is a whole number"),
         ({"test_sets": None}, "Name what is asked"),
         ({"candidates": "nowhere/table"}, "cannot be loaded"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value
 
-from ..columns import require_columns
+from ..columns import question, require_columns
 from ..errors import DataError
 from ..launch import load_table
 from ..parsing.reply import shortened
@@ -29,8 +29,8 @@ _ALSO = {
 def read_answers(path: str | Path) -> Dataset:
     """A file of answers, of `generate.py` or in AlpacaEval's format, as a table.
 
-    In:  question (or instruction), answer (or output), optionally question_id, category, test_set, model (or
-         generator); without question_id the question is its own
+    In:  question (or instruction, with its input), answer (or output), optionally question_id, category, test_set,
+         model (or generator); without question_id the question is its own
     Out: question_id, question, category, test_set, answer, model (text; "" where unknown, a failed answer is null)
 
     Raises:
@@ -44,8 +44,17 @@ def read_answers(path: str | Path) -> Dataset:
     hint = "Give one JSON object a line, with `question_id`, `question` and `answer`."
     require_columns(table.column_names, ("question", "answer"), f"A file of answers ({path})", hint)
     columns: dict[str, list[Any]] = {}
-    for name in ANSWER_FEATURES:
-        columns[name] = table[name][:] if name in table.column_names else [""] * len(table)
+    try:
+        for name in ANSWER_FEATURES:
+            columns[name] = table[name][:] if name in table.column_names else [""] * len(table)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8: {error}. Save it so.") from error
+    if "input" in table.column_names:  # of an Alpaca-style row
+        columns["question"] = [question(*each) for each in zip(columns["question"], table["input"], strict=True)]
+    for name in ("question", "answer"):
+        strange = [value for value in columns[name] if not isinstance(value, str | None)]
+        if strange:
+            raise DataError(f"{path} has {strange[0]!r} in its column of {name}s: each must be a text.")
     if "question_id" not in table.column_names:
         columns["question_id"] = columns["question"]
     for name in ("question_id", "question"):

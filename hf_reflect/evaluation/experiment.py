@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..columns import SCORE_COLUMNS
 from ..errors import DataError, SettingsError
 from ..run import content_digest, describe_selected
 from ..selection import check_rule, check_settings, check_top, select, select_top
@@ -45,16 +46,23 @@ def check_sets(sets: Any, reference: str) -> None:
     if reference not in sets:
         raise SettingsError(f"`reference: {reference}` is none of the sets, which are {', '.join(sets)}.")
     for name, settings in sets.items():
+        if not isinstance(name, str) or not isinstance(settings.get("rule", ""), str):
+            raise SettingsError(f"The set {name!r} needs a text as its name, in quotes perhaps, and one as its rule.")
         if "/" in name or name.startswith("."):
             raise SettingsError(f"The set {name!r} names files: leave out slashes, and begin with no point.")
         if unknown := sorted(set(settings) - {*_SELECT, *_TOP, "like"}):
             known = ", ".join((*_SELECT, *_TOP, "like"))
             raise SettingsError(f"The set {name!r} has the setting {unknown[0]!r}, but there are {known}.")
-        check_rule(settings.get("rule", "paper"), settings.get("keep", "reflected"))
+        try:
+            check_rule(settings.get("rule", "paper"), settings.get("keep", "reflected"))
+        except SettingsError as error:
+            raise SettingsError(f"The training set {name!r}: {error}") from error
         if any(part in settings for part in _TOP):
             check_top(settings.get("share", 1), settings.get("by", "ifd"))
             if "share" not in settings and "count" not in settings:
                 raise SettingsError(f"The set {name!r} says by what, but not how many: add `share` or `count`.")
+            if type(settings.get("count", 1)) is not int or settings.get("count", 1) < 1:
+                raise SettingsError(f"`count` of the set {name!r} is a number of rows, not {settings['count']!r}.")
         if sum(part in settings for part in ("share", "count", "like")) > 1:
             raise SettingsError(f"The set {name!r} has more than one of `share`, `count` and `like`: keep one.")
         other = settings.get("like")
@@ -102,8 +110,8 @@ def training_sets(
             elif any(part in settings for part in _TOP):
                 top: dict[str, Any] = {part: settings[part] for part in _TOP if part in settings}
                 rows = select_top(rows, **top, seed=seed)
-        except DataError as error:
-            raise DataError(f"The training set {name!r}: {error}") from error
+        except (DataError, SettingsError) as error:
+            raise type(error)(f"The training set {name!r}: {error}") from error
         made[name] = rows
     return {name: made[name] for name in sets}
 
@@ -128,9 +136,15 @@ def with_coherence(candidates: Dataset, encoder: Any, device: str = "cpu") -> Da
     return candidates.add_column("coherence", values)
 
 
-def needs_coherence(sets: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a set's rule compares the column `coherence`."""
-    return any("coherence" in (settings.get("rule"), settings.get("by")) for settings in sets.values())
+def by_coherence(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The sets that compare the column `coherence`."""
+    return [name for name, some in sets.items() if "coherence" in (some.get("rule"), some.get("by"))]
+
+
+def digest_of_scores(candidates: Dataset) -> str:
+    """Of all numbers by which versions are compared."""
+    scores = {name: candidates[name][:] for name in SCORE_COLUMNS if name in candidates.column_names}
+    return hashlib.sha256(json.dumps(scores).encode()).hexdigest()[:16]
 
 
 def steps_of(rows: int, arguments: Any, processes: int) -> int:
@@ -149,6 +163,31 @@ def describe_set(rows: Dataset) -> dict[str, Any]:
         "content": content_digest(rows),
         "characters": round(sum(answers) / len(answers)),
     }
+
+
+# of SFTConfig what changes no training: where it writes, what it says, what is recorded apart
+_NO_MATTER = (
+    *("output_dir", "log", "save", "hub", "push", "eval", "do_", "report", "run_name", "project", "trackio", "debug"),
+    *(
+        "disable_tqdm",
+        "dataloader",
+        "ddp",
+        "local_rank",
+        "seed",
+        "max_steps",
+        "num_train_epochs",
+        "resume",
+        "load_best",
+    ),
+    *("metric", "greater", "include", "torch_empty", "enable_jit", "restore", "length_column", "ignore_data_skip"),
+)
+
+
+def describe_arguments(training: Any, model: Any) -> dict[str, Any]:
+    """What a training's result depends on beside rows, seed, steps and the student: of SFTConfig and ModelConfig."""
+    settings = {k: v for k, v in training.to_dict().items() if not k.startswith(_NO_MATTER)}
+    adapter = {k: v for k, v in vars(model).items() if not k.startswith("model_")}
+    return json.loads(json.dumps({"training": settings, "model": adapter}, default=str))
 
 
 def digest_of(questions: Dataset) -> str:
@@ -197,4 +236,6 @@ def put(result: Path, content: Any = None, **sections: Any) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     result.with_name(f"{result.name}.made_with.json").write_text(json.dumps(sections, indent=2))
     if content is not None:
-        result.write_text(json.dumps(content, indent=2))
+        part = result.with_name(f".{result.name}.part")
+        part.write_text(json.dumps(content, indent=2))
+        part.rename(result)
