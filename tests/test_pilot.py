@@ -301,7 +301,7 @@ def test_what_chance_brings_agrees_with_dealing_a_rows_scores_by_hand(pilot_run)
 
 @pytest.mark.parametrize("gate", [1.0, pytest.param(None, marks=pytest.mark.slow)])
 def test_noise_is_called_noise_in_at_least_90_of_100_seeds(pilot_run, gate, monkeypatch):
-    monkeypatch.setattr(pilot, "DEALS", 200)
+    monkeypatch.setattr(pilot.choosing, "DEALS", 200)
     table, honest, excluded = pilot_run[1]["careless"], {}, 0
     for seed in range(100):
         found = pilot.shifts(noisy(table, seed), gate, gate, seed=seed)
