@@ -6,7 +6,6 @@ lose                         the mirror image; everything else is a tie
 a review without two scores  unparsed: counted, shown, and never a tie
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import DataError, SettingsError, TeacherError
-from .parsing.reply import shortened, strip, whole
+from .parsing.reply import shortened, whole
+from .parsing.scores import Scores
+from .parsing.scores import read_scores as read_scores
 from .prompts import PROMPTS, JudgePrompt
 from .teacher import Chat, Teacher
 from .teacher.replies import Reply
@@ -22,78 +23,9 @@ from .teacher.replies import Reply
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Scores = tuple[float, float]  # ours, theirs
 OUTCOMES = ("win", "tie", "lose")
-HIGHEST = 10  # of the scale that the judge is given
 _CHECKED_FROM = 50  # reviews
 _RESAMPLES = 10_000
-
-_NUMBER = r"(?<![\d./+-])(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10|\s+out\s+of\s+10)?(?![\d/]|\.\d)"
-_BETWEEN = r"(?:\s*[,;|&]\s*|\s+and\s+|\s+)"
-_PAIR = re.compile(rf"(?i){_NUMBER}{_BETWEEN}{_NUMBER}")
-# what may stand before two scores on their line, up to a colon
-_LABEL = re.compile(r"(?i)[^:]*\b(?:scor|rat|assistant|answer|evaluat|verdict|result|point|grade)[^:]*:\s*")
-_ONE = re.compile(
-    rf"(?i)\bassistant\s*#?([12])\b(?:'s)?(?:\s+(?:overall\s+)?(?:answer|response|score|rating))*"
-    rf"\s*(?:[:=–—-]|\b(?:is|gets|receives|scores|deserves)\b)\s*(?:an?\s+)?(?:overall\s+)?(?:score\s*(?:of|:)?\s*)?{_NUMBER}"
-)
-_MARKUP = str.maketrans("", "", '*_#`[](){}>"')
-
-
-def read_scores(review: str) -> Scores | None:
-    """The two scores in a judge's review, for the first and the second answer as they were shown; None without them.
-
-    Read as "8 7", "8/10 7/10", "8.5, 7", "Scores: 8 7", "Assistant 1: 8" with "Assistant 2: 7" (in either order), or a
-    number on each of two lines, also behind thinking or a sentence. What could be read in two ways is not read: three
-    numbers, one, two different pairs, scores that are not from 0 to 10.
-    """
-    lines = [strip(line.translate(_MARKUP)) for line in whole(review).splitlines()]
-    lines = [line for line in lines if line]
-    if not lines:
-        return None
-    found = [pair for line in lines if (pair := _only_scores(line))]
-    if not found and (begun := _PAIR.match(lines[0])):  # the explanation follows on the same line
-        rest = lines[0][begun.end() :].lstrip()
-        if not re.match(_NUMBER, rest.lstrip(".,;:- ")):
-            found = [_scores(begun)]
-    if (first := _only_scores(lines[0])) is not None:
-        found = [first]  # as asked for; what the explanation says later is no score
-    elif not found:
-        found = _labelled(lines) or _stacked(lines)
-    if len(set(found)) != 1 or not all(0 <= score <= HIGHEST for score in found[0]):
-        return None
-    return found[0]
-
-
-def _scores(match: re.Match[str]) -> Scores:
-    return float(match[1]), float(match[2])
-
-
-def _only_scores(line: str) -> Scores | None:
-    """Two scores, perhaps a label before them, and nothing else."""
-    label = _LABEL.match(line)
-    if label and re.sub(r"\D", "", label[0]) not in ("", "12"):
-        return None  # "Assistant 1:" names one, not both
-    match = _PAIR.fullmatch((line[label.end() :] if label else line).rstrip(" ."))
-    return _scores(match) if match else None
-
-
-def _labelled(lines: list[str]) -> list[Scores]:
-    """The scores that are given by the assistants' names, if each has one."""
-    given: dict[str, set[float]] = {"1": set(), "2": set()}
-    for match in _ONE.finditer("\n".join(lines)):
-        given[match[1]].add(float(match[2]))
-    if any(len(scores) != 1 for scores in given.values()):
-        return []
-    return [(given["1"].pop(), given["2"].pop())]
-
-
-def _stacked(lines: list[str]) -> list[Scores]:
-    """One number on each of the first two lines, and none on the third."""
-    alone = [re.fullmatch(rf"(?i){_NUMBER}", line.rstrip(" .")) for line in lines[:3]]
-    if len(alone) < 2 or not (alone[0] and alone[1]) or (len(alone) > 2 and alone[2]):
-        return []
-    return [(float(alone[0][1]), float(alone[1][1]))]
 
 
 def outcome_of(scores: Scores | None, scores_reverse: Scores | None) -> str | None:
@@ -115,7 +47,9 @@ def win_rate(scores: Iterable[Any], seed: int = 0) -> dict[str, Any]:
     Returns:
         win, tie, lose, unparsed (questions); win_rate, (win − lose) / all + 1, so that 1 means equal; interval (low,
         high), its 95 % bootstrap interval over questions; share (of wins), share_interval; the rates are None where
-        nothing was parsed.
+        nothing was parsed. Where all n outcomes are the same, a bootstrap has nothing to vary: the interval is then
+        that of the rule of three, by which what was never seen has a probability of at most 3 / n (95 % confidence).
+        So is share_interval where no question was won, or every one.
 
     Raises:
         DataError: something that is no pair of numbers.
@@ -152,12 +86,21 @@ def rate_of(outcomes: Iterable[str | None], seed: int = 0) -> dict[str, Any]:
         return result | dict.fromkeys(("win_rate", "interval", "share", "share_interval"))
     # questions drawn with replacement: how many of each outcome there are is all that matters
     drawn = np.random.default_rng(seed).multinomial(total, np.array([win, tie, lose]) / total, _RESAMPLES)
-    rates = (drawn[:, 0] - drawn[:, 2]) / total + 1
+    interval, share_interval = _middle((drawn[:, 0] - drawn[:, 2]) / total + 1), _middle(drawn[:, 0] / total)
+    unseen = min(3 / total, 1.0)  # how likely at most, by the rule of three
+    if total == win:
+        interval, share_interval = (2 - 2 * unseen, 2.0), (1 - unseen, 1.0)
+    elif total == lose:
+        interval = (0.0, 2 * unseen)
+    elif total == tie:
+        interval = (1 - unseen, 1 + unseen)
+    if win == 0:
+        share_interval = (0.0, unseen)
     return result | {
         "win_rate": (win - lose) / total + 1,
-        "interval": _middle(rates),
+        "interval": interval,
         "share": win / total,
-        "share_interval": _middle(drawn[:, 0] / total),
+        "share_interval": share_interval,
     }
 
 
@@ -211,8 +154,10 @@ def judge_pairs(
 
     Raises:
         DataError: the lists are not equally long, a text is missing, there are no questions.
-        TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of reviews without scores,
-            checked from the 50th on; or no review at all has any.
+        SettingsError: `teacher` or `prompt` is no such thing.
+        TeacherError: the endpoint cannot be used; or past the teacher's `max_failure_rate` of the requests failed or
+            brought no scores, checked from the 50th on; or no review at all has any. What a spent budget left out is
+            no failure: it is in the table, with `error`.
 
     Source: arXiv 2402.10110, section 4.2 and Figure 4.
     """
@@ -221,9 +166,12 @@ def judge_pairs(
     prompt = prompt or PROMPTS["judge"]
     if not isinstance(prompt, JudgePrompt):
         raise SettingsError(f"`prompt` is a `JudgePrompt`, not a {type(prompt).__name__}.")
-    columns = {"questions": list(questions), "ours": list(ours), "theirs": list(theirs)}
-    columns["category"] = list(category) if category is not None else [""] * len(columns["questions"])
-    _check_columns(columns)
+    if not isinstance(teacher, Teacher) and not callable(teacher):
+        raise SettingsError(
+            "`teacher` is the judge, a `Teacher` or a callable from a list of chats to a list of `Reply`, not a "
+            f"{type(teacher).__name__}: `Teacher('gpt-5.4')`."
+        )
+    columns = _checked_columns({"questions": questions, "ours": ours, "theirs": theirs, "category": category})
     pairs = list(zip(columns["questions"], columns["ours"], columns["theirs"], strict=True))
     # both orders of a question next to each other
     chats = [chat for q, a, b in pairs for chat in (prompt.chat(q, a, b), prompt.chat(q, b, a))]
@@ -260,7 +208,16 @@ def _features() -> Any:
     return Features({**dict.fromkeys(texts, text), **scores, "outcome": text, "error": text})
 
 
-def _check_columns(columns: dict[str, list[Any]]) -> None:
+def _checked_columns(given: dict[str, Sequence[str] | None]) -> dict[str, list[str]]:
+    columns: dict[str, list[Any]] = {}
+    for name, values in given.items():
+        if values is None and name == "category":
+            values = [""] * len(columns["questions"])
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise DataError(
+                f"`{name}` of `judge_pairs` is a list of texts, one a question, not {shortened(repr(values))}."
+            )
+        columns[name] = list(values)
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{count} {name}" for name, count in lengths.items())
@@ -271,6 +228,7 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
         for place, value in enumerate(values):
             if not isinstance(value, str):
                 raise DataError(f"`judge_pairs` found {value!r} at place {place} of `{name}`, which should be a text.")
+    return {name: list(map(whole, values)) for name, values in columns.items()}
 
 
 def _read(reply: Reply) -> Scores | None:
@@ -289,15 +247,16 @@ def _reviews(teacher: Teacher | Callable[[list[Chat]], list[Reply]], chats: list
     if isinstance(teacher, Teacher):
         found: dict[str, Reply] = {}
         keys = [teacher.key(chat) for chat in chats]
-        useless: list[str] = []
+        useless: list[Reply] = []
 
         def take(key: str, reply: Reply) -> Any:
             found[key] = reply
-            if _read(reply) is None and not (reply.error or "").startswith("budget"):
-                useless.append(_why(reply))
+            unusable = _read(reply) is None
+            if unusable and not _is_unasked(reply):
+                useless.append(reply)
                 if len(found) >= _CHECKED_FROM and len(useless) > limit * len(found):
-                    raise _never_in_form(useless, len(found), limit)
-            return Verdict(unusable=_read(reply) is None)
+                    raise _of_no_use(useless, len(found), limit)
+            return Verdict(unusable=unusable)
 
         asks = (Ask(key, teacher.request(chat), key) for key, chat in zip(keys, chats, strict=True))
 
@@ -305,18 +264,35 @@ def _reviews(teacher: Teacher | Callable[[list[Chat]], list[Reply]], chats: list
         replies = [found[key] for key in keys]
     else:
         replies = teacher(chats)
-        if not isinstance(replies, list) or len(replies) != len(chats):
+        are_replies = isinstance(replies, list) and all(
+            isinstance(reply, Reply) and isinstance(reply.text, str) for reply in replies
+        )
+        if not are_replies or len(replies) != len(chats):
             raise TeacherError(f"The judge must return a list of {len(chats)} `Reply`, one a chat, in order.")
-    wrong = [_why(reply) for reply in replies if _read(reply) is None]
-    if len(wrong) == len(replies):
-        raise _never_in_form(wrong, len(replies), limit)
-    return replies
+    answered = [reply for reply in replies if not _is_unasked(reply)]
+    if answered and all(_read(reply) is None for reply in answered):
+        raise _of_no_use(answered, len(answered), limit)
+    return [reply._replace(text=whole(reply.text)) for reply in replies]
 
 
-def _never_in_form(wrong: list[str], answered: int, limit: float) -> TeacherError:
-    example, count = Counter(wrong).most_common(1)[0]
+def _is_unasked(reply: Reply) -> bool:
+    """Whether a limit kept it from being asked, which is nobody's failure."""
+    return (reply.error or "").startswith("budget:")
+
+
+def _of_no_use(useless: list[Reply], asked: int, limit: float) -> TeacherError:
+    """Whether it is the endpoint that fails, or the judge that keeps to no form: whichever is more often so."""
+    failed = [reply for reply in useless if reply.error]
+    if 2 * len(failed) >= len(useless):
+        return TeacherError(
+            f"{len(failed)} of {asked} requests to the judge failed (max_failure_rate={limit}); the first: "
+            f"{shortened(failed[0].error or '', 200)}\nSee to the endpoint and run it again: reviews that came are in "
+            "the ledger, and are not asked for again."
+        )
+    unread = Counter(_why(reply) for reply in useless if not reply.error)
+    example, count = unread.most_common(1)[0]
     return TeacherError(
-        f"{len(wrong)} of {answered} reviews of the judge hold no two scores (max_failure_rate={limit}); "
+        f"{unread.total()} of {asked} reviews of the judge hold no two scores (max_failure_rate={limit}); "
         f"{count} such as {example}.\nThe judge is asked for a first line of two numbers: take another model, or give "
         "it more `max_tokens` if it thinks first. Reviews that came are in the ledger, and are not asked for again."
     )

@@ -33,6 +33,8 @@ class JudgeArguments:
     estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
 
     def __post_init__(self) -> None:
+        if isinstance(self.judges, str):  # `judges: gpt-5.4` in a YAML
+            self.judges = [self.judges]
         if not self.judges:
             raise SettingsError("Name at least one judge: `judges: [gpt-5.4-mini]`.")
 
@@ -63,11 +65,11 @@ def main() -> None:
             judged = judged.add_column(column, ours[column][:])
         write_answers(folder / f"judged-{name.replace('/', '_')}.jsonl", judged)
         result[name] = rates = win_rates(judged)
+        save(folder / "win_rates.json", result)  # after each: the next judge may fail
         print(f"\nJudged by {name}: {names(ours, asked.ours)} against {names(theirs, asked.theirs)}\n")
         print(as_table(rates), flush=True)
         if broken := rates["pooled"]["unparsed"]:
             print(f"\n{broken} of {len(judged)} questions have a review that could not be read; they are in no count.")
-    (folder / "win_rates.json").write_text(json.dumps(result, indent=2))
     print(f"\nWritten: {folder / 'win_rates.json'}, and every review beside it\n", flush=True)
 
 
@@ -76,16 +78,27 @@ def names(answers: datasets.Dataset, path: str) -> str:
     return ", ".join(sorted(set(answers["model"]) - {""})) or path
 
 
+def save(path: Path, rates: dict[str, Any]) -> None:
+    """Write the rates, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(rates, indent=2), encoding="utf-8")
+    part.replace(path)
+
+
 def as_table(rates: dict[str, Any]) -> str:
     """Pooled, per test set, per category."""
-    rows: list[list[Any]] = [["", "win", "tie", "lose", "unparsed", "win rate", "95 % interval", "wins, %"]]
-    groups = {"all": rates["pooled"], **rates.get("test_set", {}), **rates.get("category", {})}
-    for name, rate in groups.items():
+    rows: list[list[Any]] = [
+        ["questions", "name", "win", "tie", "lose", "unparsed", "win rate", "95 % interval", "wins, %"]
+    ]
+    groups = [("all", "", rates["pooled"])]
+    for column, label in (("test_set", "test set"), ("category", "category")):
+        groups += [(label, name, rate) for name, rate in rates.get(column, {}).items()]
+    for label, name, rate in groups:
         shown = ["-", "-", "-"]
         if rate["win_rate"] is not None:
             low, high = rate["interval"]
             shown = [f"{rate['win_rate']:.3f}", f"{low:.3f} to {high:.3f}", f"{100 * rate['share']:.1f}"]
-        rows.append([name, *(rate[count] for count in ("win", "tie", "lose", "unparsed")), *shown])
+        rows.append([label, name, *(rate[count] for count in ("win", "tie", "lose", "unparsed")), *shown])
     return markdown(rows)
 
 

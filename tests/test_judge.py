@@ -1,8 +1,12 @@
 import json
 import random
 import re
+import runpy
+import sys
+import time
 
 import pytest
+import yaml
 from conftest import ROOT
 from endpoint import Endpoint
 
@@ -67,11 +71,68 @@ READ = {
     "<think>perhaps 9 9</think>\n8 7\nok": (8, 7),
     "\ufeff8 7\r\nok": (8, 7),
     "10 0": (10, 0),
+    # thinking
+    "<think>\n7 8\n</think>\n8 7": (8, 7),
+    "<think>\nFirst:\n9 3\nno.</think>\nAssistant 1: 5\nAssistant 2: 8": (5, 8),
+    "7 8 at first sight\n</think>\n8 7": (8, 7),
+    "7 8\nbut then\n</think>\n8 7": (8, 7),
+    "8 7\nAssistant 1 leaves a </think> in its answer.": (8, 7),
+    "8 7<|im_end|>": (8, 7),
+    # labels and dress
+    "Scores (out of 10): 8 7": (8, 7),
+    "Scores (1-10): 8 7": (8, 7),
+    "Scores on a scale of 1 to 10: 8 7": (8, 7),
+    "Scores: 8 7. The first is better.": (8, 7),
+    "The scores are 8 and 7.": (8, 7),
+    "The scores for Assistant 1 and Assistant 2 are 8 and 7.": (8, 7),
+    "Output: 8 7": (8, 7),
+    "Here is my view in the form that was asked for:\n8 7": (8, 7),
+    "\\boxed{8 7}": (8, 7),
+    "<score>8 7</score>": (8, 7),
+    "8 7 Both are good": (8, 7),
+    "| Assistant 1 | Assistant 2 |\n|---|---|\n| 8 | 7 |": (8, 7),
+    "| Assistant | Score |\n|:--|--:|\n| Assistant 1 | 8 |\n| Assistant 2 | 7 |": (8, 7),
+    # by name
+    "Assistant 1 (8/10), Assistant 2 (7/10)": (8, 7),
+    "I would give Assistant 1 a score of 8 and Assistant 2 a score of 7": (8, 7),
+    "I would rate Assistant 1 an 8 and Assistant 2 a 7": (8, 7),
+    "Assistant 1 scored 8; Assistant 2 scored 7": (8, 7),
+    "Assistant 1: 8. It names all. Assistant 2: 7. It does not.": (8, 7),
+    "Assistant 1:\n8\nAssistant 2:\n7": (8, 7),
+    # a criterion's scores stand beside those of the answers
+    "Assistant 1: 8\nAssistant 2: 7\n\nAccuracy ratings: 9 9": (8, 7),
+    "Assistant 1: 8\nAssistant 2: 7\n\nOn accuracy:\n9 9": (8, 7),
+    "Rating for helpfulness: 9 9\nRating: 8 7": (8, 7),
+    "Rating scale: 1 10\nScores: 8 7": (8, 7),
 }
 BROKEN = [
     *("", "   \n", "8", "8/10", "I cannot judge this.", "N/A N/A", "-1 -1", "80 90", "11 9", "10 9 8", "8,5 7", "8-7"),
     *("Assistant 1: 8 7", "Assistant 1: 8", "1. 8\n2. 7", "Both.\n8 7\nOn second thought\n7 8", "2023 10 9"),
     *("Assistant 1: 8\nAssistant 2: 7\nAssistant 1: 6", "8 7 9 are primes? No.", "eight seven", "8 7/100"),
+    # thinking that never ends, or leads to nothing
+    *(
+        "<think>\nFirst guess:\n9 3\nbut wait, is it",
+        "Sure.\n<think>\n9 3\nbut",
+        "Sure.\n<think>\n9 3\n</think>\nNo idea.",
+    ),
+    # counts
+    *("Assistant 1: 3 errors. Assistant 2: 1 error.", "5 10 minute steps were given", "5 10-minute steps"),
+    "Assistant 1 is 2 paragraphs long, Assistant 2 is 1 paragraph.",
+    "Assistant 1: 10 out of 10 steps are right. Assistant 2: 4 out of 10 steps are.",
+    *(
+        "Assistant 1: 1. The answer names all. Assistant 2: 1. It is short.",
+        "Number of errors:\n3 4",
+        "Points lost: 2 3",
+    ),
+    *("Assistant 1: 2, 3 and 5.\nAssistant 2: 2, 3", "The answers are 3 and 5.", "Rating scale: 1 10", "Step 1: 3 4"),
+    "Assistant 1's answer: 4\nAssistant 2's answer: 5",
+    # of one criterion
+    *("Accuracy ratings: 9 9", "On accuracy:\n9 9", "On accuracy, Assistant 1 scored 8 and Assistant 2 scored 7."),
+    *("Assistant 1's accuracy: 8\nAssistant 2's accuracy: 7", "| Accuracy | Depth |\n|---|---|\n| 8 | 7 |"),
+    # the other way round
+    *("| Assistant 2 | Assistant 1 |\n|---|---|\n| 8 | 7 |", "Scores for Assistant 2 and 1: 8 7"),
+    # two readings
+    *("Both did well.\n8 7\nAssistant 1: 6", "8 7 Both are good.\n7 8", "8\n7\nBut no:\n7 8"),
 ]
 
 
@@ -91,6 +152,27 @@ def test_no_text_makes_reading_raise_or_leave_the_scale():
     for _ in range(3000):
         scores = read_scores("".join(draw.choices(pieces, k=draw.randrange(1, 5))))
         assert scores is None or all(0 <= score <= 10 for score in scores)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "assistant 1 ",
+        "Assistant 1: 8, ",
+        "8 7 ",
+        "Scores: ",
+        "scores are ",
+        "<think>",
+        "8 7\n</think>x\n",
+        " ",
+        "1",
+        "|-",
+    ],
+)
+def test_a_long_review_is_read_in_time_in_line_with_its_length(piece):
+    begin = time.perf_counter()
+    read_scores(piece * (200_000 // len(piece)) + "x")
+    assert time.perf_counter() - begin < 3  # where time grew with the square of the length it would take minutes
 
 
 # ---- what it comes to
@@ -178,6 +260,20 @@ def test_the_interval_is_that_of_questions_drawn_again():
     assert low == pytest.approx(means[100], abs=0.02) and high == pytest.approx(means[3900], abs=0.02)
 
 
+@pytest.mark.parametrize("n", [1, 3, 10, 100])
+def test_unanimous_outcomes_have_an_interval_with_a_width_by_the_rule_of_three(n):
+    wins, ties, loses = (rate_of([outcome] * n) for outcome in ("win", "tie", "lose"))
+    assert wins["interval"] == pytest.approx((max(2 - 6 / n, 0), 2))
+    assert loses["interval"] == pytest.approx((0, min(6 / n, 2)))
+    assert ties["interval"] == pytest.approx((max(1 - 3 / n, 0), min(1 + 3 / n, 2)))
+    assert wins["share_interval"] == pytest.approx((max(1 - 3 / n, 0), 1))
+    for none_won in (ties, loses):
+        assert none_won["share_interval"] == pytest.approx((0, min(3 / n, 1)))
+    assert rate_of(["tie", "lose"] * n)["share_interval"] == pytest.approx((0, min(3 / (2 * n), 1)))
+    # an outcome whose probability is just that bound stays unseen in about one of twenty such samples
+    assert (1 - min(3 / n, 1)) ** n < 0.05
+
+
 @pytest.mark.parametrize(
     "item", [(8, 7), ((8, 7),), ((8, 7), (8, 7, 6)), "87", ((8, None), (8, 7)), ((8, float("nan")),) * 2]
 )
@@ -257,6 +353,63 @@ def test_a_judge_whose_budget_ends_leaves_a_usable_table(tmp_path):
         assert len(endpoint.requests) == 8
 
 
+def test_a_budget_spent_before_the_first_review_leaves_a_table_too(tmp_path):
+    with Endpoint(liking_the_first, models=("judge",)) as endpoint:
+        judge = Teacher("judge", base_url=endpoint.url, ledger=str(tmp_path / "j.sqlite"), max_requests=2)
+        judge_pairs(QUESTIONS[:1], OURS[:1], THEIRS[:1], judge)
+        judged = judge_pairs(QUESTIONS[1:], OURS[1:], THEIRS[1:], judge)
+    assert judged["outcome"][:] == [None] * 3 and judged["review"][:] == [None] * 3
+    assert all(error.startswith("budget: ") for error in judged["error"])
+    assert win_rates(judged)["pooled"]["unparsed"] == 3
+
+
+def test_an_endpoint_that_fails_is_not_blamed_on_the_judges_form(tmp_path):
+    def out_of_order(request):
+        return {"status": 500, "body": {"error": {"message": "the disk is full"}}}
+
+    with Endpoint(out_of_order, models=("judge",)) as endpoint:
+        judge = Teacher("judge", base_url=endpoint.url, ledger=str(tmp_path / "j.sqlite"), max_retries=0)
+        with pytest.raises(
+            TeacherError, match=r"8 of 8 requests to the judge failed .*first: teacher: .*disk is full"
+        ):
+            judge_pairs(QUESTIONS, OURS, THEIRS, judge)
+        judge = Teacher("judge", base_url=endpoint.url, ledger=str(tmp_path / "j.sqlite"), max_retries=0)
+        endpoint.answer = lambda request: out_of_order(request) if "9?" in str(request) else "8 7"
+        many = [f"Question {n}?" for n in [*range(20), *[99] * 60]]
+        answers = [f"answer {n}" for n in range(80)]
+        with pytest.raises(TeacherError, match="requests to the judge failed") as caught:
+            judge_pairs(many, answers, answers, judge)
+    assert "no two scores" not in str(caught.value) and "form" not in str(caught.value)
+
+
+def test_only_reviews_that_came_count_as_never_in_form():
+    failed, chatty, unasked = Reply(error="teacher: lost"), Reply("Both!"), Reply(error="budget: spent")
+    replies = [failed, unasked, *[chatty] * 6]
+    with pytest.raises(TeacherError, match="6 of 7 reviews of the judge hold no two scores .* 6 such as unparsed"):
+        judge_pairs(QUESTIONS, OURS, THEIRS, lambda chats: replies)
+
+
+def test_halves_of_surrogate_pairs_become_question_marks(tmp_path):
+    half = "Name a \ud83d."
+    judged = judge_pairs([half], [half], ["b"], lambda chats: [Reply("8 7\nA \ude00.", "stop") for _ in chats])
+    assert judged["question"][:] == ["Name a ?."] == judged["ours"][:] and judged["review"][:] == ["8 7\nA ?."]
+    with Endpoint(lambda request: "8 7", models=("judge",)) as endpoint:
+        judge = Teacher("judge", base_url=endpoint.url, ledger=str(tmp_path / "judge.sqlite"))
+        assert judge_pairs([half], ["a"], ["b"], judge)["outcome"][:] == ["tie"]
+
+
+@pytest.mark.parametrize("reply", ["8 7", None, {"text": "8 7"}, Reply(None)])
+def test_a_callable_that_returns_no_replies_is_told_so(reply):
+    with pytest.raises(TeacherError, match="a list of 8 `Reply`"):
+        judge_pairs(QUESTIONS, OURS, THEIRS, lambda chats: [reply for _ in chats])
+
+
+@pytest.mark.parametrize("judge", [None, "gpt-5.4"])
+def test_what_cannot_judge_is_refused(judge):
+    with pytest.raises(SettingsError, match=rf"a `Teacher` or a callable .* not a {type(judge).__name__}"):
+        judge_pairs(QUESTIONS, OURS, THEIRS, judge)
+
+
 def test_a_judge_may_be_any_callable():
     judged = judge_pairs(QUESTIONS, OURS, THEIRS, lambda chats: [Reply("7 7", "stop") for _ in chats])
     assert judged["outcome"][:] == ["tie"] * 4
@@ -271,6 +424,9 @@ def test_a_judge_may_be_any_callable():
         ({"questions": [], "ours": [], "theirs": []}, "no questions"),
         ({"ours": [None, *OURS[1:]]}, "None at place 0 of `ours`"),
         ({"category": ["a"]}, "1 category"),
+        ({"questions": "abcd"}, "`questions` of `judge_pairs` is a list of texts, one a question, not 'abcd'"),
+        ({"theirs": None}, "`theirs` of `judge_pairs` is a list of texts, .* not None"),
+        ({"category": "abcd"}, "`category` of `judge_pairs` is a list of texts"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(changes, message):
@@ -326,3 +482,68 @@ def test_answers_that_cannot_be_compared_are_refused(tmp_path, theirs, message):
     write_answers(tmp_path / "b.jsonl", theirs)
     with pytest.raises(DataError, match=message):
         matched(read_answers(tmp_path / "a.jsonl"), read_answers(tmp_path / "b.jsonl"))
+
+
+# ---- the recipe
+
+
+@pytest.fixture
+def recipe():
+    return runpy.run_path(str(ROOT / "recipes" / "judge.py"))
+
+
+def test_one_judge_may_be_named_without_brackets(recipe):
+    arguments = recipe["JudgeArguments"](ours="a", theirs="b", judges="gpt-5.4", output_dir="c")
+    assert arguments.judges == ["gpt-5.4"]
+
+
+def test_a_category_named_as_a_test_set_keeps_a_row_of_its_own(recipe):
+    rates = {"pooled": rate_of(["win", "tie"]), "test_set": {"koala": rate_of(["win"])}}
+    table = recipe["as_table"](rates | {"category": {"koala": rate_of(["lose"]), "all": rate_of(["tie"])}})
+    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in table.splitlines()]
+    assert rows[0] == ["questions", "name", "win", "tie", "lose"]
+    assert rows[2:] == [
+        ["all", "", "1", "1", "0"],
+        ["test set", "koala", "1", "0", "0"],
+        ["category", "koala", "0", "0", "1"],
+        ["category", "all", "0", "1", "0"],
+    ]
+
+
+def test_the_rates_of_one_judge_are_kept_when_the_next_fails(recipe, tmp_path, monkeypatch):
+    for who in ("ours", "theirs"):
+        write_answers(tmp_path / f"{who}.jsonl", rows(["1", "2"], who))
+    settings = {who: str(tmp_path / f"{who}.jsonl") for who in ("ours", "theirs")}
+    with Endpoint(
+        lambda request: "8 7" if request["model"] == "judge" else "Both!", models=("judge", "chatty")
+    ) as endpoint:
+        settings |= {"judges": ["judge", "chatty"], "output_dir": str(tmp_path / "run"), "base_url": endpoint.url}
+        (tmp_path / "judge.yaml").write_text(yaml.safe_dump(settings))
+        monkeypatch.setattr(sys, "argv", ["judge.py", "--config", str(tmp_path / "judge.yaml")])
+        with pytest.raises(TeacherError, match="no two scores"):
+            recipe["main"]()
+    kept = json.loads((tmp_path / "run" / "win_rates.json").read_text())
+    assert list(kept) == ["judge"] and kept["judge"]["pooled"]["tie"] == 2
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_an_instructions_input_is_part_of_the_question(tmp_path):
+    rows = [{"instruction": "Translate.", "input": text, "output": "…"} for text in ("Hello.", "Good night.", "")]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = read_answers(tmp_path / "answers.jsonl")["question"][:]
+    assert questions == ["Translate.\nHello.", "Translate.\nGood night.", "Translate."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"question": "a", "answer": ["x"]}', r"has \['x'\] in its column of answers"),
+        ('{"question": "é", "answer": "ü"}'.encode("latin-1"), "is not in UTF-8"),
+        (b'{"question": null, "answer": "x"}', "whose `question` is null"),
+        (b"", "is empty"),
+    ],
+)
+def test_files_that_hold_no_answers_are_refused(tmp_path, content, message):
+    (tmp_path / "answers.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_answers(tmp_path / "answers.jsonl")

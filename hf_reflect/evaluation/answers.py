@@ -57,7 +57,7 @@ def read_answers(path: str | Path) -> Dataset:
             raise DataError(f"{path} has {strange[0]!r} in its column of {name}s: each must be a text.")
     if "question_id" not in table.column_names:
         columns["question_id"] = columns["question"]
-    for name in ("question_id", "question"):
+    for name in ("question", "question_id"):
         if None in columns[name]:
             raise DataError(f"{path} has a row whose `{name}` is null (row {columns[name].index(None)}): name it.")
     columns["question_id"] = [str(value) for value in columns["question_id"]]
