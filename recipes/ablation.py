@@ -253,14 +253,12 @@ def plan(
     lines.append(f"  answers    {len(rows) * seeds * questions:,}")
     calls = 2 * questions * seeds * comparisons * len(judges)
     lines.append(f"  judging    {calls:,} calls at most ({', '.join(judges) or 'no judge'})")
-    if comparisons:
+    if comparisons and judges:
         best, worst = comparison.detectable(questions, seeds, comparisons)
         reach = f"{best:.2f} to {worst:.2f} from 1" if seeds > 1 else f"{best:.2f} from 1"
         lines.append(f"  can tell   win rates further than {reach}, 80 % of the time, among {comparisons} comparisons")
         if seeds > 1:
-            lines.append(
-                f"             ({worst:.2f} if all seeds agree on every question; more if trainings differ as a whole)"
-            )
+            lines.append("             (it depends on how far the seeds agree; more if trainings differ as a whole)")
         else:
             lines.append("             (of these trainings: one seed says nothing about others)")
     return "\n" + "\n".join(lines) + "\n"
