@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from datasets import Dataset
 
@@ -245,6 +245,10 @@ def mapping(name: str, value: dict | str | None) -> dict | None:
     return parsed
 
 
+def _text_or_null(text: str) -> str | None:
+    return None if text == "null" else text
+
+
 def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
     """The dataclasses filled by TrlParser.
 
@@ -266,7 +270,12 @@ def parse_arguments(types: Sequence[type], script: str) -> tuple[Any, ...]:
         arguments = ["--config", str(Path(script).with_suffix(".yaml")), *arguments]
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     config = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
+    hints = [get_type_hints(kind) for kind in types]
+    optional = {name for some in hints for name, hint in some.items() if hint == (str | None)}
     parser = Parser(types, allow_abbrev=False)
+    for action in parser._actions:
+        if action.dest in optional:  # as in a YAML
+            action.type = _text_or_null
     known = [action.dest for action in parser._actions]
     if "use_cpu" in known and not torch.accelerator.is_available():
         # said here, since accelerate hands its own `use_cpu` only to single processes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DataError, SettingsError, TeacherError
+from .errors import BudgetExceeded, DataError, SettingsError, TeacherError
 from .parsing.reply import shortened, whole
 from .parsing.scores import Scores
 from .parsing.scores import read_scores as read_scores
@@ -199,6 +199,28 @@ def judge_pairs(
     return Dataset.from_list(rows, features=_features())
 
 
+def check_judges(judges: Iterable[Teacher], question: str) -> None:
+    """Have each write one review, before hours are spent on answers: a TeacherError where one is of no use.
+
+    The reviews stay in the ledger, so a second start asks nothing.
+    """
+    for judge in judges:
+        judge.check_ready()
+        (reply,) = judge([PROMPTS["judge"].chat(question, "I do not know.", "Nor do I, but I would look it up.")])
+        if _read(reply) is None and not _is_unasked(reply):
+            raise _of_no_use([reply], 1, judge.max_failure_rate, judge.ledger)
+
+
+def require_asked(judged: "Dataset", judge: Teacher) -> None:
+    """Raise a BudgetExceeded where a limit left questions unjudged: what was judged is no result yet."""
+    if waiting := [error for error in judged["error"] if error and "budget: " in error]:
+        raise BudgetExceeded(
+            f"The judge {judge.model!r} was not asked about {len(waiting)} of {len(judged)} questions, for a limit of "
+            f"this ledger is reached ({shortened(waiting[0], 120)}).\nRaise it (`max_cost`, `max_requests`, "
+            "`max_total_tokens`): the same command asks only the rest."
+        )
+
+
 def _features() -> Any:
     from datasets import Features, List, Value
 
@@ -255,7 +277,7 @@ def _reviews(teacher: Teacher | Callable[[list[Chat]], list[Reply]], chats: list
             if unusable and not _is_unasked(reply):
                 useless.append(reply)
                 if len(found) >= _CHECKED_FROM and len(useless) > limit * len(found):
-                    raise _of_no_use(useless, len(found), limit)
+                    raise _of_no_use(useless, len(found), limit, getattr(teacher, "ledger", None))
             return Verdict(unusable=unusable)
 
         asks = (Ask(key, teacher.request(chat), key) for key, chat in zip(keys, chats, strict=True))
@@ -271,7 +293,7 @@ def _reviews(teacher: Teacher | Callable[[list[Chat]], list[Reply]], chats: list
             raise TeacherError(f"The judge must return a list of {len(chats)} `Reply`, one a chat, in order.")
     answered = [reply for reply in replies if not _is_unasked(reply)]
     if answered and all(_read(reply) is None for reply in answered):
-        raise _of_no_use(answered, len(answered), limit)
+        raise _of_no_use(answered, len(answered), limit, getattr(teacher, "ledger", None))
     return [reply._replace(text=whole(reply.text)) for reply in replies]
 
 
@@ -280,7 +302,7 @@ def _is_unasked(reply: Reply) -> bool:
     return (reply.error or "").startswith("budget:")
 
 
-def _of_no_use(useless: list[Reply], asked: int, limit: float) -> TeacherError:
+def _of_no_use(useless: list[Reply], asked: int, limit: float, ledger: str | None) -> TeacherError:
     """Whether it is the endpoint that fails, or the judge that keeps to no form: whichever is more often so."""
     failed = [reply for reply in useless if reply.error]
     if 2 * len(failed) >= len(useless):
@@ -294,5 +316,6 @@ def _of_no_use(useless: list[Reply], asked: int, limit: float) -> TeacherError:
     return TeacherError(
         f"{unread.total()} of {asked} reviews of the judge hold no two scores (max_failure_rate={limit}); "
         f"{count} such as {example}.\nThe judge is asked for a first line of two numbers: take another model, or give "
-        "it more `max_tokens` if it thinks first. Reviews that came are in the ledger, and are not asked for again."
+        "it more `max_tokens` if it thinks first. Reviews that came are kept and not asked for again"
+        + (f"; to have them written anew remove {ledger}." if ledger else ".")
     )

@@ -215,8 +215,10 @@ def _pairs(
 ) -> Dataset | None:
     """What is to be recycled; None where the folder holds what came of it, and none of that waits for the teacher."""
     pairs = _worth_it(run, data)
+    share, by = {"preselect_share": data.preselect_share}, {"preselect_by": data.preselect_by}
+    preselected = {} if data.preselect_share is None else share | by
     settings = {
-        "data": {"dataset": data.dataset, "split": data.split, "content": content_digest(pairs)},
+        "data": {"dataset": data.dataset, "split": data.split, **preselected, "content": content_digest(pairs)},
         "teacher": asked.settings(teacher),
         "reflect": made_for,
     }
@@ -233,6 +235,7 @@ def _worth_it(run: Run, data: DataArguments) -> Dataset:
     if data.preselect_share is None:
         return pairs
     top = select_top(pairs, share=data.preselect_share, by=data.preselect_by)
+    print(f"Of {len(pairs):,} rows {len(top):,} are recycled, the first by {data.preselect_by}.", flush=True)
     return top.remove_columns([name for name in SCORE_COLUMNS if name in top.column_names])
 
 

@@ -27,6 +27,7 @@ from hf_reflect.evaluation import comparison, experiment
 from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.evaluation.generation import generate_answers, load_student
 from hf_reflect.evaluation.questions import load_test_sets
+from hf_reflect.judge import check_judges, require_asked
 from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release
 from hf_reflect.run import Run, content_digest, describe_student, describe_training
 from hf_reflect.templates import check_template
@@ -115,8 +116,19 @@ def main() -> None:
             print(f"How many rows coherence leaves is known when it is there: {', '.join(unknown)}.\n", flush=True)
     if asked.estimate_only:
         return run.close()
-    for judge in judges.values():
-        run.first(f"ready_{judge.model}".replace("/", "_"), judge.check_ready)
+    if unknown:
+        raise SettingsError(
+            f"The table has no column `coherence`, which {', '.join(unknown)} compare: set `coherence_model`, say to "
+            "sentence-transformers/all-MiniLM-L6-v2, or leave these sets out."
+        )
+    asks = {"max_new_tokens": asked.max_new_tokens, "questions": experiment.digest_of(questions)}
+    contents = {"content": content_digest(candidates), "scores": experiment.digest_of_scores(candidates)}
+    made_with = {"reference": asked.reference, "sets": asked.sets, "seeds": seeds, **gates, **asks, **contents}
+    if (run.folder / "selected").exists():
+        raise SettingsError(f"{run.folder} is the folder of a recycling run: name another `output_dir`.")
+    result = run.folder / "ablation.json"
+    run.first("is_this", lambda: experiment.is_done(result, made_with, asked.overwrite))
+    run.first("judges", lambda: check_judges(judges.values(), questions["question"][0]))
 
     # 2. Each set trains its student, which answers the questions.
     tokenizer = load_tokenizer(model.model_name_or_path, model.model_revision, training.trust_remote_code)
@@ -156,17 +168,14 @@ def main() -> None:
             "processes": run.state.num_processes,
             **experiment.describe_arguments(training, model),
         }
-        asks = {"max_new_tokens": asked.max_new_tokens, "questions": experiment.digest_of(questions)}
         folder = run.folder / "models" / this
         done = run.first(f"done_{this}", lambda: experiment.is_done(answers, made_with | asks, asked.overwrite))
         if not done:
-            answer(this, seed, rows, folder, made_with, asks)
+            answer(this, seed, rows, folder, made_with)
         if not asked.keep_models:
             run.first(f"gone_{this}", lambda: remove(folder))
 
-    def answer(
-        this: str, seed: int, rows: Dataset, folder: Path, made_with: dict[str, Any], asks: dict[str, Any]
-    ) -> None:
+    def answer(this: str, seed: int, rows: Dataset, folder: Path, made_with: dict[str, Any]) -> None:
         answers = run.folder / "answers" / f"{this}.jsonl"
         happened = train(this, seed, rows, folder, made_with)
         run.first(f"made_{this}", lambda: experiment.put(answers, settings=made_with | asks, training=happened))
@@ -194,16 +203,15 @@ def main() -> None:
         columns: dict[str, dict[str, Any]] = {}
         for name in asked.sets:
             lengths = [len(text) for seed in seeds for text in answers[name, seed]["answer"]]
-            rows, mean = f"{len(sets[seeds[0]][name]):,}", round(sum(lengths) / len(lengths))
-            columns[name] = {"rows": rows, **({} if asked.equal_steps else {"steps": steps[name]}), "chars": mean}
-        trainings = {
-            f"{name}-{seed}": experiment.made_with(answers_of(name, seed))["training"] for name, seed in answers
+            rows, chars = len(sets[seeds[0]][name]), round(sum(lengths) / len(lengths))
+            columns[name] = {"rows": rows, **({} if asked.equal_steps else {"steps": steps[name]}), "chars": chars}
+        found = {
+            "reference": asked.reference,
+            "seeds": seeds,
+            "sets": columns,
+            "trainings": {f"{n}-{k}": experiment.made_with(answers_of(n, k))["training"] for n, k in answers},
+            "judges": json.loads(result.read_text())["judges"] if result.exists() else {},  # of an earlier start
         }
-        result = {"reference": asked.reference, "seeds": seeds, "sets": columns, "trainings": trainings, "judges": {}}
-        said = [f"# Training sets compared with `{asked.reference}`\n"]
-        ours = ", ".join(f"{number} {what}" for what, number in columns[asked.reference].items())
-        said.append(f"{len(questions)} questions, seeds {', '.join(map(str, seeds))}. `{asked.reference}`: {ours}.")
-        said.append("`chars`: mean characters of an answer. Long answers win comparisons by their length.\n")
         for judge, teacher in judges.items():
             outcomes: dict[str, list[list[str | None]]] = {name: [] for name in others}
             for name in others:
@@ -212,20 +220,35 @@ def main() -> None:
                     pairs = judge_pairs(one["question"], one["answer"], other["answer"], teacher, one["category"])
                     pairs = pairs.add_column("question_id", one["question_id"][:])
                     write_answers(run.folder / "judged" / f"{judge.replace('/', '_')}-{name}-{seed}.jsonl", pairs)
+                    require_asked(pairs, teacher)
                     outcomes[name].append(pairs["outcome"][:])
-            found = comparison.differences(outcomes)
-            table = comparison.as_table(found, asked.reference, {name: columns[name] for name in others})
-            words = comparison.in_words(found, asked.reference, len(seeds))
-            said.append(f"## Judged by {judge}\n\n{table}\n\n{words}\n")
-            result["judges"][judge] = {name: each._asdict() for name, each in found.items()}
+            found["judges"][judge] = {n: each._asdict() for n, each in comparison.differences(outcomes).items()}
             # after each judge: another may fail
-            (run.folder / "ablation.json").write_text(json.dumps(result, indent=2))
-            (run.folder / "ablation.md").write_text("\n".join(said))
-        print("\n" + "\n".join(said) + f"\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/\n")
+            (run.folder / "ablation.md").write_text(words := in_words(found, len(questions)))
+            experiment.put(result, found, settings=made_with)
+        print(f"\n{words}\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/\n", flush=True)
 
     if judges and others:
         run.first("judged", judged)
     run.close()
+
+
+def in_words(found: dict[str, Any], questions: int) -> str:
+    """ablation.md: a table and its meaning for each judge."""
+    reference, seeds = found["reference"], found["seeds"]
+    ours = ", ".join(f"{number:,} {what}" for what, number in found["sets"][reference].items())
+    said = [
+        f"# Training sets compared with `{reference}`\n",
+        f"{questions} questions, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. `{reference}`: {ours}.",
+        "`rate`: (win − lose) / (win + tie + lose) + 1, so 1 is equal. `chars`: mean characters of an answer; long "
+        "answers\nwin comparisons by their length.\n",
+    ]
+    for judge, results in found["judges"].items():
+        each = {name: comparison.Difference(**numbers) for name, numbers in results.items()}
+        more = {name: {k: f"{v:,}" for k, v in found["sets"][name].items()} for name in each}
+        table = comparison.as_table(each, reference, more)
+        said.append(f"## Judged by {judge}\n\n{table}\n\n{comparison.in_words(each, reference, len(seeds))}\n")
+    return "\n".join(said)
 
 
 def add_coherence(run: Run, asked: AblationArguments, candidates: Dataset) -> None:

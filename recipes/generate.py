@@ -47,6 +47,7 @@ class GenerationArguments:
     batch_size: int = field(default=8, metadata={"help": "Questions at once on each process; less needs less memory."})
     seed: int = field(default=0, metadata={"help": "Of sampling, where `temperature` is above 0."})
     allow_missing: bool = field(default=False, metadata={"help": "Write the file though the endpoint left some out."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace answers of other settings in the file."})
     use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU, whatever else is there."})
 
     def __post_init__(self) -> None:
@@ -66,8 +67,11 @@ def main() -> None:
     questions = load_test_sets(asked.test_sets)
     if asked.endpoint_model is not None:
         output = Path(asked.output)
-        if output.exists() and '"made_with"' in output.read_text(encoding="utf-8").partition("\n")[0]:
-            raise SettingsError(f"{output} holds the answers of a local model. Name another `output`, or remove it.")
+        if not asked.overwrite and output.exists() and '"made_with"' in output.read_text().partition("\n")[0]:
+            raise SettingsError(
+                f"{output} holds the answers of a local model.\nName another `output`, or replace them with "
+                "`--overwrite true`."
+            )
         endpoint = replace(endpoint, max_tokens=asked.max_new_tokens)
         teacher = endpoint.asking(asked.endpoint_model, Path(f"{asked.output}.ledger.sqlite"))
         teacher.check_ready()
@@ -90,6 +94,7 @@ def main() -> None:
             seed=asked.seed,
             output=asked.output,
             name=asked.name or asked.adapter or asked.model,
+            replace=asked.overwrite,
         )
     if state.is_main_process:
         ends = ", ".join(f"{finish or 'failed'} {count}" for finish, count in Counter(answers["finish"]).most_common())

@@ -18,7 +18,8 @@ from hf_reflect.arguments import EndpointArguments, parse_arguments
 from hf_reflect.errors import SettingsError
 from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.evaluation.comparison import markdown
-from hf_reflect.judge import win_rates
+from hf_reflect.evaluation.experiment import digest_of, is_done, put
+from hf_reflect.judge import require_asked, win_rates
 from hf_reflect.launch import main_of
 
 
@@ -31,6 +32,7 @@ class JudgeArguments:
     judges: list[str] = field(metadata={"help": "Model names as the endpoint knows them; each judges everything."})
     output_dir: str = field(metadata={"help": "Where reviews, the table and the ledger go."})
     estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what other answers came to."})
 
     def __post_init__(self) -> None:
         if isinstance(self.judges, str):  # `judges: gpt-5.4` in a YAML
@@ -57,32 +59,33 @@ def main() -> None:
             print_estimate(judge.estimate(chats))
         return
 
-    result: dict[str, Any] = {}
+    sides = {"ours": ours, "theirs": theirs}
+    made_with: dict[str, Any] = {
+        side: {"model": names(table, ""), "answers": digest_of(table)} for side, table in sides.items()
+    }
+    path = folder / "win_rates.json"
+    reuse = is_done(path, made_with, asked.overwrite)
+    result = json.loads(path.read_text()) if reuse else {**made_with, "judges": {}}
     for name, judge in judges.items():
         judge.check_ready()
         judged = judge_pairs(ours["question"], ours["answer"], theirs["answer"], judge, ours["category"])
         for column in ("question_id", "test_set"):
             judged = judged.add_column(column, ours[column][:])
         write_answers(folder / f"judged-{name.replace('/', '_')}.jsonl", judged)
-        result[name] = rates = win_rates(judged)
-        save(folder / "win_rates.json", result)  # after each: the next judge may fail
+        require_asked(judged, judge)
+        result["judges"][name] = rates = win_rates(judged)
+        put(path, result, settings=made_with)  # after each: the next judge may fail
         print(f"\nJudged by {name}: {names(ours, asked.ours)} against {names(theirs, asked.theirs)}\n")
         print(as_table(rates), flush=True)
         if broken := rates["pooled"]["unparsed"]:
             print(f"\n{broken} of {len(judged)} questions have a review that could not be read; they are in no count.")
-    print(f"\nWritten: {folder / 'win_rates.json'}, and every review beside it\n", flush=True)
+    print("\nwin rate: (win − lose) / (win + tie + lose) + 1, so 1 is equal; wins, %: of these questions.")
+    print(f"Written: {path}, and every review beside it\n", flush=True)
 
 
 def names(answers: datasets.Dataset, path: str) -> str:
     """Who wrote them."""
     return ", ".join(sorted(set(answers["model"]) - {""})) or path
-
-
-def save(path: Path, rates: dict[str, Any]) -> None:
-    """Write the rates, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(rates, indent=2), encoding="utf-8")
-    part.replace(path)
 
 
 def as_table(rates: dict[str, Any]) -> str:

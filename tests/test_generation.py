@@ -239,6 +239,8 @@ def test_answers_of_other_settings_are_replaced_and_it_is_said(what, student, tm
     generate_answers(*student, asked(4), **settings, output=output)
     assert "will be replaced" not in capsys.readouterr().err
     other, changes = OTHERS[what](*student)
+    with pytest.raises(SettingsError, match="holds 4 answers of other settings"):
+        generate_answers(other, student[1], asked(4), **settings | changes, output=output, replace=False)
     again = generate_answers(other, student[1], asked(4), **settings | changes, output=output)
     said = capsys.readouterr().err
     assert "4 answers of other settings (model, template, sampling, lengths) or to other questions" in said

@@ -260,7 +260,9 @@ def test_rows_preselected_without_a_score_need_no_student(settings, endpoint, tm
     config = settings(preselect_share=0.25, preselect_by="longest", stage="recycle", model_name_or_path="absent")
     done = run("--config", config)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(endpoint.requests) == 6
+    assert len(endpoint.requests) == 6 and "Of 8 rows 2 are recycled, the first by longest." in done.stdout
+    lines = said(run("--config", settings(preselect_share=0.5, preselect_by="longest", stage="recycle")))
+    assert "`data.preselect_share` was 0.25 and is now 0.5" in lines[0]
     table = datasets.load_from_disk(tmp_path / "run" / "candidates")
     longest = sorted((row["output"] for row in ROWS), key=len)[-2:]
     assert {row["response"] for row in table if row["variant"] == "original"} == set(longest)
@@ -361,6 +363,12 @@ def test_values_that_no_argument_takes_are_named(settings, changes, words, monke
     monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(settings(**changes))])
     with pytest.raises(SettingsError, match=re.escape(words)):
         parse_arguments(every_type(), "recipe.py")
+
+
+def test_null_on_the_command_line_is_no_text(settings, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe", "--config", str(settings()), "--keep", "null", "--dataset", "null"])
+    data, _, chosen_by, *_ = parse_arguments(every_type(), "recipe.py")
+    assert chosen_by.keep is None and data.dataset is None
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from hf_reflect.arguments import (
     TeacherArguments,
     parse_arguments,
 )
-from hf_reflect.errors import ReflectError, SettingsError
+from hf_reflect.errors import BudgetExceeded, ReflectError, SettingsError
 from hf_reflect.evaluation.answers import write_answers
 
 RECIPES = ROOT / "recipes"
@@ -398,6 +398,43 @@ def test_an_experiment_that_cannot_work_is_refused_at_once(experiment, changes, 
 
 
 @pytest.mark.slow
+def test_a_judge_of_no_use_is_found_before_anything_is_trained(experiment, served, tmp_path, monkeypatch):
+    with pytest.raises(ReflectError, match="The model `nobody` does not exist"):
+        run_recipe("ablation.py", experiment(judges=["nobody"]), monkeypatch)
+    served.answer = lambda request: "Both are fine."
+    with pytest.raises(
+        ReflectError, match=r"(?s)1 of 1 reviews .* hold no two scores .*to have them written anew remove"
+    ):
+        run_recipe("ablation.py", experiment(output_dir=str(tmp_path / "other")), monkeypatch)
+    assert not list(tmp_path.glob("*/models"))
+
+
+@pytest.mark.slow
+def test_an_experiment_whose_limit_is_reached_says_so_and_goes_on_when_it_is_raised(
+    experiment, served, tmp_path, monkeypatch
+):
+    with pytest.raises(BudgetExceeded, match="was not asked about 2 of 3 questions, for a limit"):
+        run_recipe("ablation.py", experiment(max_requests=3, max_concurrency=1), monkeypatch)
+    assert not (tmp_path / "run" / "ablation.json").exists()
+    run_recipe("ablation.py", experiment(max_requests=30), monkeypatch)
+    assert len(served.requests) == 1 + 6 and "teacher" in result_of(tmp_path)["judges"]
+
+
+@pytest.mark.slow
+def test_another_judge_is_added_and_another_experiment_refused(experiment, served, tmp_path, monkeypatch):
+    served.models = ("teacher", "second")
+    run_recipe("ablation.py", experiment(), monkeypatch)
+    run_recipe("ablation.py", experiment(judges=["second"]), monkeypatch)
+    assert set(result_of(tmp_path)["judges"]) == {"teacher", "second"}
+    assert (tmp_path / "run" / "ablation.md").read_text().count("Judged by") == 2
+    with pytest.raises(SettingsError, match="`seeds` was"):
+        run_recipe("ablation.py", experiment(seeds=2), monkeypatch)
+    (tmp_path / "recycled" / "selected").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="is the folder of a recycling run"):
+        run_recipe("ablation.py", experiment(output_dir=str(tmp_path / "recycled")), monkeypatch)
+
+
+@pytest.mark.slow
 def test_judge_compares_two_files(served, student, tmp_path, monkeypatch, capsys):
     for who in ("ours", "theirs"):
         rows = [row | {"question_id": str(n), "answer": f"{who} {n}"} for n, row in enumerate(QUESTIONS)]
@@ -405,7 +442,14 @@ def test_judge_compares_two_files(served, student, tmp_path, monkeypatch, capsys
     changes = {who: str(tmp_path / f"{who}.jsonl") for who in ("ours", "theirs")}
     changes |= {"output_dir": str(tmp_path / "run"), "judges": ["teacher"], "base_url": served.url}
     run_recipe("judge.py", adapted("judge.yaml", tmp_path, student, served, **changes), monkeypatch)
-    rates = json.loads((tmp_path / "run" / "win_rates.json").read_text())["teacher"]
+    rates = json.loads((tmp_path / "run" / "win_rates.json").read_text())["judges"]["teacher"]
     assert rates["pooled"]["win"] + rates["pooled"]["tie"] + rates["pooled"]["lose"] == 3
     assert set(rates["category"]) == {"even", "odd"} and "| all " in capsys.readouterr().out
     assert len((tmp_path / "run" / "judged-teacher.jsonl").read_text().splitlines()) == 3
+    swapped = {"ours": changes["theirs"], "theirs": changes["ours"]}
+    with pytest.raises(SettingsError, match="win_rates.json was made otherwise: `ours.answers` was"):
+        run_recipe("judge.py", adapted("judge.yaml", tmp_path, student, served, **changes | swapped), monkeypatch)
+    few = {"output_dir": str(tmp_path / "few"), "max_requests": 3, "max_concurrency": 1}
+    with pytest.raises(BudgetExceeded, match="was not asked about 2 of 3 questions"):
+        run_recipe("judge.py", adapted("judge.yaml", tmp_path, student, served, **changes | few), monkeypatch)
+    assert not (tmp_path / "few" / "win_rates.json").exists()

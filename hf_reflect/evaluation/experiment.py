@@ -190,10 +190,10 @@ def describe_arguments(training: Any, model: Any) -> dict[str, Any]:
     return json.loads(json.dumps({"training": settings, "model": adapter}, default=str))
 
 
-def digest_of(questions: Dataset) -> str:
-    """Of what is asked."""
-    asked = [questions[name][:] for name in ("question_id", "question")]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+def digest_of(table: Dataset) -> str:
+    """Of what is asked, and of what was answered."""
+    texts = [table[name][:] for name in ("question_id", "question", "answer") if name in table.column_names]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def is_done(result: Path, settings: dict[str, Any], overwrite: bool) -> bool:

@@ -62,6 +62,7 @@ def generate_answers(
     seed: int = 0,
     output: str | Path | None = None,
     name: str | None = None,
+    replace: bool = True,
 ) -> Dataset:
     """A local model's answers, for whoever compares models; the same table on every process of a launch.
 
@@ -92,6 +93,7 @@ def generate_answers(
         seed: of sampling.
         output: file of answers (JSONL), in the order of the questions; appears at the end, whole.
         name: of the model, for the column `model`; where it was loaded from unless given.
+        replace: whether answers of other settings in `output` may go.
 
     Raises:
         DataError: columns are missing, a question is null or stands there twice, a history is none; `output` was not
@@ -121,7 +123,7 @@ def generate_answers(
     done = {key: answer for some in found for key, answer in some.items()}
     missing = {prompt.key: prompt for prompt in prompts if prompt.key not in done}
     if processes.rank == 0:
-        _say_beforehand(output, done, prompts)
+        _say_beforehand(output, done, prompts, replace)
     batches = _batches(missing.values(), batch_size)[processes.rank :: processes.count]
     own: dict[str, dict[str, str]] = {}
     with student.ready(), _own_generation_config(student.model), _bar(processes.rank, batches) as bar:
@@ -137,6 +139,8 @@ def generate_answers(
         each = f", {' + '.join(str(len(share)) for share in shares)} on {len(shares)} processes"
         print(f"Generated {len(missing)} answers{each if len(shares) > 1 else ''}.", file=sys.stderr, flush=True)
 
+    if processes.rank == 0 and (empty := sum(not done[prompt.key]["answer"] for prompt in prompts)):
+        print(f"{empty} of {len(prompts)} answers are empty: is `template` that of the training?", file=sys.stderr)
     name = name or getattr(model, "name_or_path", "") or type(model).__name__
     table = [_answered(row, model=name, **done[prompt.key]) for row, prompt in zip(rows, prompts, strict=True)]
     if output:
@@ -424,11 +428,16 @@ def _finished(output: str | Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _say_beforehand(output: str | Path | None, done: dict[str, Any], prompts: list[_Prompt]) -> None:
+def _say_beforehand(output: str | Path | None, done: dict[str, Any], prompts: list[_Prompt], replace: bool) -> None:
     words = []
     if kept := sum(prompt.key in done for prompt in prompts):
         words.append(f"{output}: {kept} of {len(prompts)} answers are there and kept.")
     if others := len(done.keys() - {prompt.key for prompt in prompts}):
+        if not replace:
+            raise SettingsError(
+                f"{output} holds {others} answers of other settings (model, template, sampling, lengths) or to other "
+                "questions.\nName another `output`, or replace them with `--overwrite true`."
+            )
         words.append(
             f"{output}: {others} answers of other settings (model, template, sampling, lengths) or to other questions "
             "will be replaced."

@@ -4,7 +4,7 @@ Here is what select, decide and select_top take, give and say. `rules` has the r
 `versions` reads the table into sorted arrays, so that every comparison is one over all rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -278,9 +278,22 @@ def _kept(
     raise DataError(
         f"The rule {rule!r} with ifd_gate={ifd_gate}, r_ifd_gate={r_ifd_gate}, keep={keep!r} keeps none of "
         f"{len(winner)} rows: {found}.\nOf {len(usable)} usable versions {spread or 'no scores are known'}.\n"
-        "Raise the gates or set them to null (an untuned small student has both above 1 on most rows), or keep "
-        "unreflected winners too with `keep: null`."
+        + " ".join(_advice(reasons[n][0] for n in np.argsort(-counts, kind="stable") if counts[n]))
     )
+
+
+def _advice(reasons: Iterable[str]) -> list[str]:
+    """What to change, by why rows are dropped."""
+    said: dict[str, None] = {}  # in order, once each
+    for reason in reasons:
+        if "not below" in reason:
+            text = "Raise the gates or set them to null (an untuned small student has both above 1 on most rows)."
+        elif reason == "response not reflected":
+            text = "Keep winners whose response was not rewritten too with `keep: null`."
+        else:
+            text = "Look at the column `error`: it says why versions cannot be used."
+        said[text] = None
+    return list(said)
 
 
 def _spread(values: np.ndarray) -> str:
