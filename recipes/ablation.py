@@ -86,6 +86,8 @@ def main() -> None:
     types = (AblationArguments, EndpointArguments, SFTConfig, ModelConfig)
     asked, endpoint, training, model = parse_arguments(types, __file__)
     run = Run(training.output_dir, asked.overwrite)
+    if (run.folder / "selected").exists():
+        raise SettingsError(f"{run.folder} is the folder of a recycling run: name another `output_dir`.")
     judges = {name: endpoint.asking(name, run.folder / "ledger.sqlite") for name in asked.judges}
     seeds = [training.seed + number for number in range(asked.seeds)]
     others = [name for name in asked.sets if name != asked.reference]
@@ -98,7 +100,12 @@ def main() -> None:
     if unknown and asked.coherence_model and not asked.estimate_only:
         run.first("coherence", lambda: add_coherence(run, asked, candidates))
         candidates, unknown = run.load("candidates"), []
-    known = {name: each for name, each in asked.sets.items() if name not in unknown or not asked.estimate_only}
+    if unknown and not asked.estimate_only:
+        raise SettingsError(
+            f"The table has no column `coherence`, which {', '.join(unknown)} compares: set `coherence_model`, say to "
+            "sentence-transformers/all-MiniLM-L6-v2, or leave it out of `sets`."
+        )
+    known = {name: each for name, each in asked.sets.items() if name not in unknown}
     gates = {"ifd_gate": asked.ifd_gate, "r_ifd_gate": asked.r_ifd_gate}
     sets = {seed: experiment.training_sets(candidates, known, **gates, seed=seed) for seed in seeds}
     steps = {
@@ -112,20 +119,13 @@ def main() -> None:
     if run.is_first:
         rows = {name: [len(sets[seed][name]) for seed in seeds] for name in known}
         print(plan(rows, steps, len(questions), len(seeds), len(others), list(judges)), flush=True)
-        if unknown and asked.estimate_only:
-            print(f"How many rows coherence leaves is known when it is there: {', '.join(unknown)}.\n", flush=True)
+        if unknown:
+            print(f"Not in these numbers, since their rows are known with the coherence: {', '.join(unknown)}.\n")
     if asked.estimate_only:
         return run.close()
-    if unknown:
-        raise SettingsError(
-            f"The table has no column `coherence`, which {', '.join(unknown)} compare: set `coherence_model`, say to "
-            "sentence-transformers/all-MiniLM-L6-v2, or leave these sets out."
-        )
     asks = {"max_new_tokens": asked.max_new_tokens, "questions": experiment.digest_of(questions)}
     contents = {"content": content_digest(candidates), "scores": experiment.digest_of_scores(candidates)}
     made_with = {"reference": asked.reference, "sets": asked.sets, "seeds": seeds, **gates, **asks, **contents}
-    if (run.folder / "selected").exists():
-        raise SettingsError(f"{run.folder} is the folder of a recycling run: name another `output_dir`.")
     result = run.folder / "ablation.json"
     run.first("is_this", lambda: experiment.is_done(result, made_with, asked.overwrite))
     run.first("judges", lambda: check_judges(judges.values(), questions["question"][0]))
@@ -279,7 +279,7 @@ def plan(
     if comparisons and judges:
         best, worst = comparison.detectable(questions, seeds, comparisons)
         reach = f"{best:.2f} to {worst:.2f} from 1" if seeds > 1 else f"{best:.2f} from 1"
-        lines.append(f"  can tell   win rates further than {reach}, 80 % of the time, among {comparisons} comparisons")
+        lines.append(f"  can tell   win rates further than {reach}, 80 % of the time; {comparisons} compared")
         if seeds > 1:
             lines.append("             (it depends on how far the seeds agree; more if trainings differ as a whole)")
         else:

@@ -337,7 +337,7 @@ def test_what_is_missing_is_named_before_anything_is_asked(data):
         file.write('{"question_id": 12, "text": "Why?"}\n')
     with pytest.raises(DataError, match="Line 6 of .*question.jsonl needs the columns 'category', 'turns'"):
         read_bench(data)
-    with pytest.raises(DataError, match="nowhere/question.jsonl does not exist"):
+    with pytest.raises(DataError, match="nowhere/mt_bench/question.jsonl does not exist"):
         read_bench(data / "nowhere")
 
 
@@ -479,7 +479,7 @@ def test_after_kills_in_generation_and_grading_nothing_is_done_twice(arguments, 
         ({"model": None}, "Name one of `model`"),
         ({"model": None, "answers": "x.jsonl", "judge_model": None}, "name a `judge_model`"),
         ({"template": "vikuna"}, "`template='vikuna'` is unknown"),
-        ({"bench": "no/bench"}, "no/bench/question.jsonl does not exist"),
+        ({"bench": "no/bench"}, "no/bench/mt_bench/question.jsonl does not exist"),
         ({"model": "./no-student"}, "'./no-student' cannot be loaded"),
         ({"base_url": None}, "'judge' needs an API key"),
     ],

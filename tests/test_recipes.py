@@ -321,11 +321,13 @@ def test_coherence_that_is_missing_is_added_once_by_a_sentence_encoder(
     table.save_to_disk(tmp_path / "bare")
     sets = {"paper": {"keep": None}, "coherence": {"rule": "coherence", "keep": None}}
     changes = {"candidates": str(tmp_path / "bare"), "sets": sets, "judges": []}
-    with pytest.raises(ReflectError, match="The training set 'coherence': .* needs the column 'coherence'"):
+    with pytest.raises(
+        ReflectError, match="has no column `coherence`, which coherence compares: set `coherence_model`"
+    ):
         run_recipe("ablation.py", experiment(**changes), monkeypatch)
     changes["coherence_model"] = str(encoder / "sbert")
     run_recipe("ablation.py", experiment(**changes, estimate_only=True), monkeypatch)
-    assert "known when it is there: coherence" in capsys.readouterr().out
+    assert "rows are known with the coherence: coherence." in capsys.readouterr().out
     run_recipe("ablation.py", experiment(**changes), monkeypatch)
     assert (tmp_path / "run" / "answers" / "coherence-0.jsonl").exists()
     made = datasets.load_from_disk(tmp_path / "run" / "candidates")

@@ -76,7 +76,7 @@ def read_bench(folder: str | Path, judge: str | None = None, reference: str | No
         SettingsError: there are several reference answers, and none is named.
     """
     folder = Path(folder).expanduser()
-    if not (folder / "question.jsonl").exists() and (folder / "mt_bench" / "question.jsonl").exists():
+    if not (folder / "question.jsonl").exists():
         folder = folder / "mt_bench"
     questions = _read(folder / "question.jsonl", ("question_id", "category", "turns"))
     check_ids([str(row["question_id"]) for row in questions], "The questions of MT-Bench")
