@@ -523,7 +523,7 @@ def test_the_rates_of_one_judge_are_kept_when_the_next_fails(recipe, tmp_path, m
         with pytest.raises(TeacherError, match="no two scores"):
             recipe["main"]()
     kept = json.loads((tmp_path / "run" / "win_rates.json").read_text())
-    assert list(kept) == ["judge"] and kept["judge"]["pooled"]["tie"] == 2
+    assert list(kept["judges"]) == ["judge"] and kept["judges"]["judge"]["pooled"]["tie"] == 2
     assert not list((tmp_path / "run").glob("*.part"))
 
 
