@@ -182,3 +182,6 @@ for mode in modes.split():
         result[mode] = known[mode]()
     if PartialState().is_main_process:
         Path(output).write_text(json.dumps(result))
+# together, and without threads of the process group: a process that leaves while another one still has them may abort
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
