@@ -48,7 +48,7 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
     looks_local = local.exists() or path.startswith((".", "/", "~")) or local.suffix in kinds or path.count("/") > 1
     if looks_local and not local.exists():
         raise DataError(f"The {what} {path!r} does not exist (seen from {Path.cwd()}). Check the path.")
-    _hub_without_retries_on_screen()
+    hub_without_retries_on_screen()
     try:
         if (local / "dataset_info.json").exists() or (local / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(path)
@@ -65,7 +65,7 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         nowhere = "" if local.exists() else f"there is no such file or folder in {Path.cwd()}, and "
         raise DataError(
-            f"The {what} {path!r} cannot be loaded: {nowhere}{_first_line(error)}\nGive a folder of `save_to_disk`, "
+            f"The {what} {path!r} cannot be loaded: {nowhere}{first_line(error)}\nGive a folder of `save_to_disk`, "
             "a .json, .jsonl, .csv or .parquet file, or the id of a dataset on the Hub (and be online)."
         ) from error
     if isinstance(loaded, DatasetDict):
@@ -77,12 +77,13 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
     return loaded
 
 
-def _hub_without_retries_on_screen() -> None:
+def hub_without_retries_on_screen() -> None:
     """One message at the end says more than a line a retry."""
     huggingface_hub.logging.set_verbosity_error()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What the innermost cause of an error says first."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -97,13 +98,13 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoTokenizer
 
-    _hub_without_retries_on_screen()
+    hub_without_retries_on_screen()
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         local = "no such folder" if model.startswith((".", "/", "~")) and not Path(model).exists() else None
         raise DataError(
-            f"The student {model!r} cannot be loaded: {local or _first_line(error)}\nGive a folder of "
+            f"The student {model!r} cannot be loaded: {local or first_line(error)}\nGive a folder of "
             "`save_pretrained`, or the id of a model on the Hub (and be online, and logged in where it is gated)."
         ) from error
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +20,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from .columns import LOSS_COLUMNS, SCORE_COLUMNS, require_columns
 from .errors import DataError
+from .launch import first_line, hub_without_retries_on_screen
 from .pairs import PAIR_FEATURES
 from .selection import VARIANTS, decide
 
@@ -179,20 +179,16 @@ def _load(source: Any, what: str) -> Any:
     """All splits of a table on the Hub or in a folder; what is no path is taken for the table itself."""
     if not isinstance(source, (str, Path)):
         return source
-    huggingface_hub.logging.set_verbosity_error()
+    hub_without_retries_on_screen()
     local = Path(source).expanduser()
     try:
         if (local / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(local))
         return datasets.load_dataset(str(local) if local.exists() else str(source))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
         raise DataError(
-            f"The {what} {str(source)!r} cannot be loaded: {reason}\nGive a folder of `save_to_disk`, or the id of a "
-            "dataset on the Hub (and be online)."
+            f"The {what} {str(source)!r} cannot be loaded: {first_line(error)}\nGive a folder of `save_to_disk`, or "
+            "the id of a dataset on the Hub (and be online)."
         ) from error
 
 

@@ -124,7 +124,7 @@ def main() -> None:
     if asked.estimate_only:
         return run.close()
     asks = {"max_new_tokens": asked.max_new_tokens, "questions": experiment.digest_of(questions)}
-    contents = {"content": content_digest(candidates), "scores": experiment.digest_of_scores(candidates)}
+    contents = run.first("contents", lambda: contents_of(candidates))
     made_with = {"reference": asked.reference, "sets": asked.sets, "seeds": seeds, **gates, **asks, **contents}
     result = run.folder / "ablation.json"
     run.first("is_this", lambda: experiment.is_done(result, made_with, asked.overwrite))
@@ -162,7 +162,7 @@ def main() -> None:
     def train_and_answer(name: str, seed: int, rows: Dataset) -> None:
         this, answers = f"{name}-{seed}", answers_of(name, seed)
         made_with = {
-            "set": experiment.describe_set(rows),
+            "set": run.first(f"set_{this}", lambda: experiment.describe_set(rows)),
             "student": student,
             "steps": steps[name],
             "processes": run.state.num_processes,
@@ -171,12 +171,11 @@ def main() -> None:
         folder = run.folder / "models" / this
         done = run.first(f"done_{this}", lambda: experiment.is_done(answers, made_with | asks, asked.overwrite))
         if not done:
-            answer(this, seed, rows, folder, made_with)
+            answer(this, seed, rows, folder, answers, made_with)
         if not asked.keep_models:
             run.first(f"gone_{this}", lambda: remove(folder))
 
-    def answer(this: str, seed: int, rows: Dataset, folder: Path, made_with: dict[str, Any]) -> None:
-        answers = run.folder / "answers" / f"{this}.jsonl"
+    def answer(this: str, seed: int, rows: Dataset, folder: Path, answers: Path, made_with: dict[str, Any]) -> None:
         happened = train(this, seed, rows, folder, made_with)
         run.first(f"made_{this}", lambda: experiment.put(answers, settings=made_with | asks, training=happened))
         dtype = "bfloat16" if training.bf16 else model.dtype or "auto"
@@ -251,10 +250,13 @@ def in_words(found: dict[str, Any], questions: int) -> str:
     return "\n".join(said)
 
 
+def contents_of(candidates: Dataset) -> dict[str, str]:
+    return {"content": content_digest(candidates), "scores": experiment.digest_of_scores(candidates)}
+
+
 def add_coherence(run: Run, asked: AblationArguments, candidates: Dataset) -> None:
     """The table with coherence, once for all starts of this experiment."""
-    contents = {"content": content_digest(candidates), "scores": experiment.digest_of_scores(candidates)}
-    made_with = {"dataset": asked.candidates, "coherence": asked.coherence_model, **contents}
+    made_with = {"dataset": asked.candidates, "coherence": asked.coherence_model, **contents_of(candidates)}
     if not run.holds("candidates", data=made_with):
         run.save("candidates", experiment.with_coherence(candidates, asked.coherence_model, str(run.state.device)))
 
