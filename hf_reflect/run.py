@@ -334,16 +334,24 @@ def describe_training(trainer: Any) -> dict[str, Any]:
 
 def print_estimate(estimate: dict[str, float]) -> None:
     """What recycling would take, for people."""
-    tokens = f"{estimate['prompt_tokens']:,} tokens asked, {estimate['completion_tokens']:,} answered"
-    cost = (
-        f"{estimate['cost']:.2f}" if estimate["cost"] else "set price_per_million_input and price_per_million_output"
-    )
     lines = {
         "calls": f"{estimate['calls']:,} to ask, {estimate['reused']:,} in the ledger",
-        "tokens": tokens,
-        "cost": cost,
+        "tokens": tokens_of(estimate),
+        "cost": cost_of(estimate),
     }
     print("\n" + "\n".join(f"  {name:<6}  {value}" for name, value in lines.items()) + "\n", flush=True)
+
+
+def tokens_of(estimate: dict[str, float]) -> str:
+    """The tokens of an estimate, for people."""
+    return f"{estimate['prompt_tokens']:,} tokens asked, {estimate['completion_tokens']:,} answered"
+
+
+def cost_of(estimate: dict[str, float]) -> str:
+    """Its cost, or how it would be known."""
+    if estimate["cost"]:
+        return f"{estimate['cost']:.2f}"
+    return "set price_per_million_input and price_per_million_output"
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

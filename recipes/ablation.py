@@ -29,7 +29,7 @@ from hf_reflect.evaluation.generation import generate_answers, load_student
 from hf_reflect.evaluation.questions import load_test_sets
 from hf_reflect.judge import check_judges, require_asked
 from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release
-from hf_reflect.run import Run, content_digest, describe_student, describe_training
+from hf_reflect.run import Run, content_digest, cost_of, describe_student, describe_training, tokens_of
 from hf_reflect.templates import check_template
 
 
@@ -118,7 +118,10 @@ def main() -> None:
     }
     if run.is_first:
         rows = {name: [len(sets[seed][name]) for seed in seeds] for name in known}
-        print(plan(rows, steps, len(questions), len(seeds), len(others), list(judges)), flush=True)
+        asking = experiment.judging_takes(
+            judges.values(), questions["question"][:], sets, asked.reference, len(others), asked.max_new_tokens
+        )
+        print(plan(rows, steps, len(questions), len(seeds), len(others), list(judges), asking), flush=True)
         if unknown:
             print(f"Not in these numbers, since their rows are known with the coherence: {', '.join(unknown)}.\n")
     if asked.estimate_only:
@@ -267,7 +270,13 @@ def remove(*folders: Path) -> None:
 
 
 def plan(
-    rows: dict[str, list[int]], steps: dict[str, int], questions: int, seeds: int, comparisons: int, judges: list[str]
+    rows: dict[str, list[int]],
+    steps: dict[str, int],
+    questions: int,
+    seeds: int,
+    comparisons: int,
+    judges: list[str],
+    asking: dict[str, float],
 ) -> str:
     """What the experiment takes, and which differences it could find."""
     counts = [
@@ -276,9 +285,10 @@ def plan(
     lines = [comparison.markdown([["training set", "rows", "steps"], *counts]), ""]
     lines.append(f"  trainings  {len(rows) * seeds}, {seeds} of each set")
     lines.append(f"  answers    {len(rows) * seeds * questions:,}")
-    calls = 2 * questions * seeds * comparisons * len(judges)
-    lines.append(f"  judging    {calls:,} calls at most ({', '.join(judges) or 'no judge'})")
+    lines.append(f"  judging    {asking['calls']:,} calls at most ({', '.join(judges) or 'no judge'})")
     if comparisons and judges:
+        lines.append(f"  tokens     {tokens_of(asking)}")
+        lines.append(f"  cost       {cost_of(asking)}")
         best, worst = comparison.detectable(questions, seeds, comparisons)
         reach = f"{best:.2f} to {worst:.2f} from 1" if seeds > 1 else f"{best:.2f} from 1"
         lines.append(f"  can tell   win rates further than {reach}, 80 % of the time; {comparisons} compared")

@@ -361,8 +361,10 @@ def test_a_killed_experiment_goes_on_with_what_is_missing(experiment, tmp_path, 
 
 @pytest.mark.slow
 def test_what_an_experiment_takes_is_said_before_anything_is_done(experiment, served, tmp_path, monkeypatch, capsys):
-    run_recipe("ablation.py", experiment(estimate_only=True, seeds=3, judges="teacher"), monkeypatch)
+    prices = {"price_per_million_input": 2.0, "price_per_million_output": 1000.0}
+    run_recipe("ablation.py", experiment(estimate_only=True, seeds=3, judges="teacher", **prices), monkeypatch)
     out = capsys.readouterr().out
+    assert "tokens asked, 9,000 answered" in out and "  cost       9.0" in out
     assert "trainings  6, 3 of each set" in out and "judging    18 calls at most (teacher)" in out
     assert "can tell   win rates further than" in out
     assert not served.requests and not (tmp_path / "run" / "models").exists()

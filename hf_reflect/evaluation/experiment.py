@@ -8,16 +8,22 @@ like                 then as many rows as another set has, at random
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from datasets import Dataset
 
 from ..columns import SCORE_COLUMNS
 from ..errors import DataError, SettingsError
+from ..ledger import Ledger
+from ..prompts import PROMPTS
 from ..run import content_digest, describe_selected
 from ..selection import check_rule, check_settings, check_top, select, select_top
+from ..teacher import Teacher
+from ..teacher.estimate import Estimate
+from ..teacher.stream import size
 
 # Table 4 of arXiv 2402.10110, the order its own; then the controls that later work asks for (arXiv 2410.09335: few
 # selectors beat random choice, and long answers alone win comparisons)
@@ -153,6 +159,47 @@ def steps_of(rows: int, arguments: Any, processes: int) -> int:
         return arguments.max_steps
     batches = math.ceil(rows / (arguments.per_device_train_batch_size * processes))
     return math.ceil(arguments.num_train_epochs * max(math.ceil(batches / arguments.gradient_accumulation_steps), 1))
+
+
+def judging_takes(
+    judges: Iterable[Teacher],
+    questions: Sequence[str],
+    sets: Mapping[int, Mapping[str, Dataset]],
+    reference: str,
+    comparisons: int,
+    max_new_tokens: int,
+) -> dict[str, float]:
+    """What judging will take in all, nothing of it asked yet: calls, prompt_tokens, completion_tokens, cost.
+
+    An answer is taken to be as long as the responses that its student learns from, and no longer than `max_new_tokens`
+    of four bytes each. Tokens are counted as `Teacher.estimate` does.
+
+    Args:
+        judges: who is asked.
+        questions: what is answered.
+        sets: the training sets by seed and name.
+        reference: the set that each other one is compared with.
+        comparisons: how many others there are; those that are not in `sets` count as the rest of them does.
+        max_new_tokens: of an answer.
+    """
+    chats = [PROMPTS["judge"].chat(question, "", "") for question in questions]
+    taken: dict[str, float] = dict.fromkeys(("calls", "prompt_tokens", "completion_tokens", "cost"), 0)
+    for judge in judges if comparisons else ():
+        with Ledger(judge.ledger) as ledger:
+            estimate = Estimate(judge, ledger)
+            for rows in sets.values():
+                lengths = {name: min(_mean_bytes(some), 4.0 * max_new_tokens) for name, some in rows.items()}
+                others = [length for name, length in lengths.items() if name != reference]
+                answers = lengths.get(reference, 0.0) + (fmean(others) if others else 0.0)
+                calls = 2 * len(chats) * comparisons
+                estimate.add_guess(chats[0], calls, 2 * comparisons * sum(map(size, chats)) + calls * answers)
+            found = estimate.result()
+        taken = {name: taken[name] + found[name] for name in taken}
+    return taken
+
+
+def _mean_bytes(rows: Dataset) -> float:
+    return fmean(len(text.encode("utf-8", "replace")) for text in rows["response"])
 
 
 def describe_set(rows: Dataset) -> dict[str, Any]:
