@@ -67,6 +67,12 @@ def read_answers(path: str | Path) -> Dataset:
     return Dataset.from_dict(columns, features=ANSWER_FEATURES)
 
 
+def answer_to(asked: Mapping[str, Any], **more: str | None) -> dict[str, Any]:
+    """A row of answers: what is known of its question, and what came."""
+    known = {name: asked.get(name) or "" for name in ("category", "test_set")}
+    return {"question_id": asked["question_id"], "question": asked["question"], **known, **more}
+
+
 def write_answers(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows of answers, whole or not at all; columns as `read_answers` gives them, and others."""
     path = Path(path)

@@ -120,6 +120,29 @@ def load_test_sets(test_sets: Mapping[str, str | None]) -> Dataset:
     return concatenate_datasets([load_questions(name, path) for name, path in test_sets.items()])
 
 
+def question_rows(questions: Dataset, who: str) -> list[dict[str, Any]]:
+    """A table of questions as dicts, looked through before anybody answers them; `who` is told off in errors."""
+    hint = "Load them with `hf_reflect.evaluation.questions.load_test_sets`."
+    require_columns(questions.column_names, ("question_id", "question"), who, hint)
+    names = ("question_id", "question", "category", "test_set", "history", "temperature")
+    rows = [dict(row) for row in questions.select_columns([n for n in names if n in questions.column_names])]
+    if not rows:
+        raise DataError(f"{who} was given no question.")
+    check_ids([row["question_id"] for row in rows], "The questions")
+    for row in rows:
+        if not isinstance(row["question"], str):
+            raise DataError(f"The question {row['question_id']!r} is {row['question']!r}, not a text: leave it out.")
+        turns = row["history"] = list(row.get("history") or [])
+        roles = [turn["role"] for turn in turns]
+        pairs = roles[1:] if roles[:1] == ["system"] else roles
+        if pairs != ["user", "assistant"] * (len(pairs) // 2) or None in (turn["content"] for turn in turns):
+            raise DataError(
+                f"The history of the question {row['question_id']!r} has the roles {roles}. It takes pairs of user "
+                "and assistant, each with its text, behind a system message if there is one."
+            )
+    return rows
+
+
 def _questions(test_set: str, rows: Dataset, read: Read, where: str) -> Dataset:
     table, empty = [], []
     for number, row in enumerate(rows):

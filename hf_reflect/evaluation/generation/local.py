@@ -1,41 +1,28 @@
-"""A model's answers to questions: from its weights, on any number of processes, or through an endpoint."""
+"""Answers from a model's weights, on any number of processes."""
 
-import glob
 import hashlib
 import json
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, Value
 
-from ..columns import require_columns
-from ..errors import DataError, SettingsError, TeacherError
-from ..launch import load_tokenizer
-from ..pairs import error_code
-from ..parsing import withheld
-from ..parsing.reply import shortened
-from ..teacher import Teacher
-from ..teacher.replies import Reply
-from ..teacher.stream import ask_of
-from .answers import ANSWER_FEATURES, check_ids, write_answers
+from ...errors import SettingsError
+from ..answers import ANSWER_FEATURES, answer_to, write_answers
+from ..questions import question_rows
+from .kept import append, finished, part_file, part_files
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import PartialState
 
-    from ..scoring.student import Student
+    from ...scoring.student import Student
 
 _DEFAULT_LENGTH = 2048  # where a model does not say for how many tokens it is made
-_TEXT = Value("string")
-_GENERATED = Features({**ANSWER_FEATURES, "finish": _TEXT, "made_with": _TEXT})
-_ASKED = Features({**ANSWER_FEATURES, "finish": _TEXT, "error": _TEXT})
+_GENERATED = Features({**ANSWER_FEATURES, "finish": Value("string"), "made_with": Value("string")})
 
 
 @dataclass
@@ -100,8 +87,8 @@ def generate_answers(
             written here.
         SettingsError: numbers out of range; no causal language model, or one in parts; see `StudentTemplate`.
     """
-    from ..scoring.processes import Processes
-    from ..scoring.student import Student
+    from ...scoring.processes import Processes
+    from ...scoring.student import Student
 
     numbers = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "max_length": max_length}
     for key, value in numbers.items():
@@ -113,13 +100,13 @@ def generate_answers(
     if student.is_sharded:
         raise SettingsError("The model lies in parts on several processes: load it whole on each, or serve it.")
     length = max_length or getattr(student.config, "max_position_embeddings", None) or _DEFAULT_LENGTH
-    rows = _question_rows(questions, "`generate_answers`")
+    rows = question_rows(questions, "`generate_answers`")
     for row in rows:
         row["temperature"] = row.get("temperature", temperature if do_sample else 0.0) or 0.0
     prompts = _prompts(student, tokenizer, rows, template, length, max_new_tokens, seed)
 
     # All have looked for what is there before anyone adds to it, else they would share out different questions.
-    found = processes.gather(_finished(output) if output else {})
+    found = processes.gather(finished(output) if output else {})
     done = {key: answer for some in found for key, answer in some.items()}
     missing = {prompt.key: prompt for prompt in prompts if prompt.key not in done}
     if processes.rank == 0:
@@ -131,7 +118,7 @@ def generate_answers(
             answers = _generate(student, tokenizer, batch)
             own |= answers
             if output:
-                _append(_part(output, processes.rank), answers)
+                append(part_file(output, processes.rank), answers)
             bar.update(len(batch))
     for answers in (shares := processes.gather(own)):
         done |= answers
@@ -142,159 +129,21 @@ def generate_answers(
     if processes.rank == 0 and (empty := sum(not done[prompt.key]["answer"] for prompt in prompts)):
         print(f"{empty} of {len(prompts)} answers are empty: is `template` that of the training?", file=sys.stderr)
     name = name or getattr(model, "name_or_path", "") or type(model).__name__
-    table = [_answered(row, model=name, **done[prompt.key]) for row, prompt in zip(rows, prompts, strict=True)]
+    table = [answer_to(row, model=name, **done[prompt.key]) for row, prompt in zip(rows, prompts, strict=True)]
     if output:
         if processes.rank == 0:
             write_answers(output, table)
         processes.gather(None)  # the file is there before the parts go
-        for path in _parts(output):
+        for path in part_files(output):
             path.unlink(missing_ok=True)
     return Dataset.from_list(table, features=_GENERATED)
-
-
-def answers_from_endpoint(
-    questions: Dataset,
-    teacher: Teacher,
-    system: str | None = None,
-    name: str | None = None,
-    allow_missing: bool = False,
-) -> Dataset:
-    """The answers of a model behind an endpoint (vLLM, SGLang, OpenAI, …), asked as a chat, kept in the ledger.
-
-    In:  question_id, question, optionally category, test_set, history, temperature (of this question)     (N rows)
-    Out: question_id, question, category, test_set, answer (null where it failed), model, finish, error    (N rows)
-
-    Args:
-        questions: the table.
-        teacher: how the endpoint is asked; what is in its ledger is not asked again.
-        system: what stands before each chat.
-        name: of the model, for the column `model`; the endpoint's name for it unless given.
-        allow_missing: whether questions may stay without an answer.
-
-    Raises:
-        TeacherError: some have none, and `allow_missing` is off; see `Teacher`.
-        DataError: columns are missing, a question is null or stands there twice, a history is none.
-    """
-    rows = _question_rows(questions, "`answers_from_endpoint`")
-    opening = [{"role": "system", "content": system}] if system else []
-    asks = []
-    for row in rows:
-        chat = [*opening, *row["history"], {"role": "user", "content": row["question"]}]
-        changes = {"temperature": float(row["temperature"] or 0.0)} if "temperature" in row else {}
-        asks.append(ask_of(teacher.request(chat, **changes)))
-    replies: dict[str, Reply] = {}
-    teacher.stream(
-        (ask._replace(tag=ask.key) for ask in asks), lambda key, reply: replies.update({key: reply}), total=len(asks)
-    )
-    table = []
-    for row, ask in zip(rows, asks, strict=True):
-        reply = replies[ask.key]
-        text, incomplete = reply.text.strip(), withheld(reply.finish_reason) or ""
-        # an answer may be cut off, as a local model's may; one that never began, or was filtered, is none
-        error = reply.error or (incomplete if not text or error_code(incomplete) == "refused" else None) or None
-        answer = {"answer": None if error else text, "finish": reply.finish_reason, "error": error}
-        table.append(_answered(row, model=name or teacher.model, **answer))
-    if not allow_missing:
-        require_answers(table, "question", teacher)
-    return Dataset.from_list(table, features=_ASKED)
-
-
-def require_answers(rows: list[dict[str, Any]], what: str, teacher: Teacher) -> None:
-    """Raise a TeacherError where rows carry an `error`: how many, why, and how to go on."""
-    errors = [row["error"] for row in rows if row["error"]]
-    if errors:
-        counts = ", ".join(f"{code} {n}" for code, n in Counter(map(error_code, errors)).most_common())
-        raise TeacherError(
-            f"{len(errors)} of {len(rows)} {what}s have no answer ({counts}), such as: {shortened(errors[0], 200)}\n"
-            f"Run it again: what {teacher.model!r} answered is in {teacher.ledger} and is not asked again. Raise the "
-            "limit where it was a limit, or let these go with `allow_missing`."
-        )
-
-
-def join_launch(use_cpu: bool = False) -> "PartialState":
-    """This process among those of its launch; all but the first show no bars.
-
-    Raises:
-        SettingsError: several processes were launched, but each runs alone.
-    """
-    import datasets
-    import transformers
-    from accelerate import PartialState
-
-    # the shares end at different times: nobody gives up waiting for the longest
-    state = PartialState(cpu=use_cpu, timeout=timedelta(days=7))
-    if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", "1"))):
-        raise SettingsError(
-            f"{launched} processes were launched, but each runs alone: on a CPU add `--use_cpu true`; otherwise check "
-            "the accelerate configuration."
-        )
-    if not state.is_main_process:
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
-    return state
-
-
-def load_student(
-    model: str, dtype: str = "auto", trust_remote_code: bool = False, adapter: str | None = None
-) -> tuple[Any, Any]:
-    """A model and its tokenizer on this process's device, with a PEFT adapter on top where one is named.
-
-    Raises:
-        DataError: there is no such model or adapter, or it cannot be loaded.
-    """
-    from accelerate import PartialState
-    from transformers import AutoModelForCausalLM
-
-    has_words = adapter is not None and (Path(adapter) / "tokenizer_config.json").exists()
-    tokenizer = load_tokenizer(adapter if adapter and has_words else model, trust_remote_code=trust_remote_code)
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=trust_remote_code)
-        if adapter is not None:
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(loaded, adapter)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        what = f"The model {model!r}" + (f" with the adapter {adapter!r}" if adapter else "")
-        raise DataError(
-            f"{what} cannot be loaded: {shortened(str(error) or type(error).__name__, 300)}\nGive a folder of "
-            "`save_pretrained`, or an id on the Hub (and be online, and logged in where it is gated)."
-        ) from error
-    return loaded.to(PartialState().device).eval(), tokenizer
-
-
-def _question_rows(questions: Dataset, who: str) -> list[dict[str, Any]]:
-    """The questions as dicts, looked through."""
-    hint = "Load them with `hf_reflect.evaluation.questions.load_test_sets`."
-    require_columns(questions.column_names, ("question_id", "question"), who, hint)
-    names = ("question_id", "question", "category", "test_set", "history", "temperature")
-    rows = [dict(row) for row in questions.select_columns([n for n in names if n in questions.column_names])]
-    if not rows:
-        raise DataError(f"{who} was given no question.")
-    check_ids([row["question_id"] for row in rows], "The questions")
-    for row in rows:
-        if not isinstance(row["question"], str):
-            raise DataError(f"The question {row['question_id']!r} is {row['question']!r}, not a text: leave it out.")
-        turns = row["history"] = list(row.get("history") or [])
-        roles = [turn["role"] for turn in turns]
-        pairs = roles[1:] if roles[:1] == ["system"] else roles
-        if pairs != ["user", "assistant"] * (len(pairs) // 2) or None in (turn["content"] for turn in turns):
-            raise DataError(
-                f"The history of the question {row['question_id']!r} has the roles {roles}. It takes pairs of user "
-                "and assistant, each with its text, behind a system message if there is one."
-            )
-    return rows
-
-
-def _answered(row: dict[str, Any], **more: str | None) -> dict[str, Any]:
-    known = {name: row.get(name) or "" for name in ("category", "test_set")}
-    return {"question_id": row["question_id"], "question": row["question"], **known, **more}
 
 
 def _prompts(
     student: "Student", tokenizer: Any, rows: list[dict[str, Any]], template: str, length: int, most: int, seed: int
 ) -> list[_Prompt]:
-    from ..scoring import StudentScorer
-    from ..templates import StudentTemplate
+    from ...scoring import StudentScorer
+    from ...templates import StudentTemplate
 
     # what an answer depends on is what a score depends on; of the length only what it leaves of prompt and answer
     settings = StudentScorer(student.model, tokenizer, template).__getstate__()
@@ -388,44 +237,6 @@ def _own_generation_config(model: Any) -> Iterator[None]:
     finally:
         for holder, config in before:
             holder.generation_config = config
-
-
-def _part(output: str | Path, rank: int) -> Path:
-    return Path(f"{output}.part-{rank}")
-
-
-def _parts(output: str | Path) -> list[Path]:
-    return sorted(Path(output).parent.glob(f"{glob.escape(Path(output).name)}.part-*"))
-
-
-def _append(path: Path, answers: dict[str, dict[str, str]]) -> None:
-    """Add answers to a part file, behind a line that a kill may have cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            file.write(b"\n")
-        file.writelines(json.dumps(answer).encode() + b"\n" for answer in answers.values())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _finished(output: str | Path) -> dict[str, dict[str, str]]:
-    """Answers in the file and its parts, by key."""
-    found = {}
-    for path in (Path(output), *_parts(output)):
-        for line in path.read_bytes().splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                answer = {name: row[name] for name in ("answer", "finish", "made_with")}
-            except (ValueError, KeyError, TypeError) as error:
-                if path == Path(output):
-                    raise DataError(
-                        f"{output} is there, but was not generated here (no `made_with` in each line): it is left as "
-                        "it is. Name another `output`."
-                    ) from error
-                continue  # cut by a kill
-            found[answer["made_with"]] = answer
-    return found
 
 
 def _say_beforehand(output: str | Path | None, done: dict[str, Any], prompts: list[_Prompt], replace: bool) -> None:
