@@ -8,6 +8,7 @@ a review without two scores  unparsed: counted, shown, and never a tie
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from .parsing.scores import read_scores as read_scores
 from .prompts import PROMPTS, JudgePrompt
 from .teacher import Chat, Teacher
 from .teacher.replies import Reply
+from .teacher.stream import Ask, Verdict, too_many
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 OUTCOMES = ("win", "tie", "lose")
-_CHECKED_FROM = 50  # reviews
 _RESAMPLES = 10_000
 
 
@@ -202,11 +203,14 @@ def judge_pairs(
 def check_judges(judges: Iterable[Teacher], question: str) -> None:
     """Have each write one review, before hours are spent on answers: a TeacherError where one is of no use.
 
-    The reviews stay in the ledger, so a second start asks nothing.
+    The reviews stay in the ledger, so a second start asks nothing. They are asked for live, also where a judge takes
+    batch jobs, since one may last a day.
     """
     for judge in judges:
-        judge.check_ready()
-        (reply,) = judge([PROMPTS["judge"].chat(question, "I do not know.", "Nor do I, but I would look it up.")])
+        live = replace(judge, mode="live")
+        live.check_ready()
+        (reply,) = live([PROMPTS["judge"].chat(question, "I do not know.", "Nor do I, but I would look it up.")])
+        judge.count(**live.stats)
         if _read(reply) is None and not _is_unasked(reply):
             raise _of_no_use([reply], 1, judge.max_failure_rate, judge.ledger)
 
@@ -263,20 +267,18 @@ def _why(reply: Reply) -> str:
 
 def _reviews(teacher: Teacher | Callable[[list[Chat]], list[Reply]], chats: list[Chat]) -> list[Reply]:
     """The reply to each chat; a TeacherError where they are of no use."""
-    from .teacher.stream import Ask, Verdict
-
     limit = getattr(teacher, "max_failure_rate", 0.2)
     if isinstance(teacher, Teacher):
         found: dict[str, Reply] = {}
         keys = [teacher.key(chat) for chat in chats]
         useless: list[Reply] = []
 
-        def take(key: str, reply: Reply) -> Any:
+        def take(key: str, reply: Reply) -> Verdict:
             found[key] = reply
             unusable = _read(reply) is None
             if unusable and not _is_unasked(reply):
                 useless.append(reply)
-                if len(found) >= _CHECKED_FROM and len(useless) > limit * len(found):
+                if too_many(len(useless), len(found), limit):
                     raise _of_no_use(useless, len(found), limit, getattr(teacher, "ledger", None))
             return Verdict(unusable=unusable)
 

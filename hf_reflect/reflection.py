@@ -22,11 +22,10 @@ from .prompts import PROMPTS, ReflectionPrompt, Rewrite
 from .teacher import Chat, Teacher, no_stats
 from .teacher.estimate import ENOUGH_REPLIES, Estimate
 from .teacher.replies import Reply
-from .teacher.stream import Ask, Verdict, size
+from .teacher.stream import Ask, Verdict, size, too_many
 
 # Errors that say something about the teacher or its settings; `unchanged`, `check`, `parent` and `budget` do not.
 FAILURES = ("teacher", "truncated", "refused", "unparsed", "placeholder")
-CHECKED_FROM = 50  # answered rows
 WARMER = 0.7  # temperature at which an unusable reply is asked for again
 _PARENTS = {"instruction": ("original",), "response": ("original", "instruction")}
 _SCHEMA: pa.Schema = PAIR_FEATURES.arrow_schema
@@ -484,7 +483,7 @@ class ReflectionTransform:
     def _stop_if_useless(self, answered: int, failures: Counter[str]) -> None:
         """Raise past the teacher's `max_failure_rate`, with the commonest reasons and examples."""
         failed, limit = failures.total(), getattr(self.teacher, "max_failure_rate", 0.2)
-        if answered < CHECKED_FROM or failed <= limit * answered:
+        if not too_many(failed, answered, limit):
             return
         codes: Counter[str] = Counter()
         for error, count in failures.items():

@@ -19,6 +19,7 @@ from hf_reflect.errors import SettingsError
 from hf_reflect.evaluation.generation import answers_from_endpoint, generate_answers, join_launch, load_student
 from hf_reflect.evaluation.mt_bench import (
     answer_turns,
+    check_judge,
     describe_scores,
     file_name,
     grade,
@@ -88,6 +89,8 @@ def main() -> None:
         judge = endpoint.asking(asked.judge_model, folder / "ledger.sqlite")
         if os.environ.get("RANK", "0") == "0":
             judge.check_ready()
+            if asked.answers is None:
+                check_judge(bench, judge)
     folder.mkdir(parents=True, exist_ok=True)
 
     # 1. Both turns; a local model on all processes.
@@ -142,9 +145,10 @@ def main() -> None:
     scores = mean_scores(judgments, bench.questions)
     result = folder / f"{file_name(model_id)}.{graded_by}.json"
     result.write_text(json.dumps({"model": model_id, "judge": asked.judge_model, **scores}, indent=2))
-    calls = judge.stats
+    calls, of_them = judge.stats, "" if asked.answers else "; one of them before the answers, to see that it grades"
     print(f"\n  {model_id}, graded by {asked.judge_model}\n\n{describe_scores(scores)}\n")
-    print(f"  judge calls   {calls['asked']} asked, {calls['reused']} reused\n  scores        {result}\n", flush=True)
+    print(f"  judge calls   {calls['asked']} asked, {calls['reused']} reused{of_them}")
+    print(f"  scores        {result}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from hf_reflect.evaluation.generation import answers_from_endpoint, generate_ans
 from hf_reflect.evaluation.mt_bench import (
     TEMPERATURES,
     answer_turns,
+    check_judge,
     describe_scores,
     grade,
     mean_scores,
@@ -237,6 +238,48 @@ def test_a_judge_that_mostly_fails_is_stopped_before_it_was_asked_everything(dat
     assert 50 <= len(judge_endpoint.requests) < 120
 
 
+def test_a_judge_is_checked_by_one_made_up_answer_that_is_asked_for_once(data, judge, judge_endpoint):
+    bench = read_bench(data, "judge")
+    for _ in range(2):
+        check_judge(bench, judge)
+    (request,) = judge_endpoint.requests
+    shown = "Grade. Asked: Describe a lighthouse in a storm. Said: I do not know."
+    assert request["messages"] == [{"role": "user", "content": shown}]
+    assert (judge.stats["asked"], judge.stats["reused"]) == (1, 1)
+
+
+def test_a_judge_that_is_to_take_batch_jobs_is_checked_live(data, judge_endpoint, tmp_path):
+    ledger = str(tmp_path / "l.sqlite")
+    judge = Teacher("judge", base_url=judge_endpoint.url, ledger=ledger, mode="batch")
+    check_judge(read_bench(data, "judge"), judge)
+    assert judge_endpoint.paths == ["/v1/chat/completions"] and judge.stats["asked"] == 1 and judge.mode == "batch"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("I would say one of ten.", r"1 of 1 judgments of 'judge' hold no score .*I would say one of ten"),
+        ({"status": 400, "body": {"error": {"message": "not now"}}}, "to grade one answer beforehand, .* 400 not now"),
+    ],
+)
+def test_a_judge_that_is_of_no_use_is_told_by_one_answer(data, judge, judge_endpoint, answer, words):
+    judge_endpoint.answer = lambda request: answer
+    with pytest.raises(TeacherError, match=words):
+        check_judge(read_bench(data, "judge"), judge)
+
+
+def test_neither_a_spent_budget_nor_a_filter_says_anything_about_a_judge(data, judge, judge_endpoint, tmp_path):
+    bench = read_bench(data, "judge")
+    spent = Teacher("judge", base_url=judge_endpoint.url, ledger=str(tmp_path / "spent.sqlite"), max_requests=0)
+    check_judge(bench, spent)
+    assert not judge_endpoint.requests
+    filtered = {"status": 400, "body": {"error": {"message": "policy", "code": "content_filter"}}}
+    for answer in (filtered, {"text": "", "finish_reason": "content_filter"}):
+        judge_endpoint.answer = lambda request, answer=answer: answer
+        check_judge(bench, judge)
+    assert len(judge_endpoint.requests) == 2
+
+
 def test_missing_judgments_are_counted_and_asked_for_again(data, judge, judge_endpoint):
     broken = {"status": 400, "body": {"error": {"message": "not now"}}}
     judge_endpoint.answer = lambda request: broken if "rain" in str(request) else judging(request)
@@ -396,7 +439,7 @@ def test_one_command_generates_grades_and_shows_the_means(arguments, data, stude
     judgments = read_lines(out / "data" / "mt_bench" / "model_judgment" / "judge_single.jsonl")
     result = json.loads((out / "tiny.judge.json").read_text())
     scores = {(row["question_id"], row["turn"]): row["score"] for row in judgments}
-    assert len(judgments) == 9 == len(judge_endpoint.requests)
+    assert len(judgments) == 9 == len(judge_endpoint.requests) - 1  # one to see that the judge grades
     assert result["overall"] == {"score": pytest.approx(sum(scores.values()) / 9), "n": 9}
     assert f"overall       {result['overall']['score']:6.3f}  n 9" in done.stdout
 
@@ -410,21 +453,61 @@ def test_one_command_generates_grades_and_shows_the_means(arguments, data, stude
     assert {row["question_id"]: row["choices"] for row in rows} == {r["question_id"]: r["choices"] for r in answers}
 
 
+@pytest.fixture
+def run_here(arguments, monkeypatch):
+    """`run_here(**changes)`: the recipe in this process."""
+    module = recipe(monkeypatch, "mt_bench")
+
+    def run(**changes):
+        monkeypatch.setattr(sys, "argv", ["mt_bench", *map(str, arguments(**changes))])
+        module.main()
+
+    return run
+
+
+BEHIND_ENDPOINT = {"model": None, "model_id": None, "endpoint_model": "tuned"}
+
+
+@pytest.mark.parametrize("behind_endpoint", [True, False])
+def test_a_judge_of_no_use_is_found_before_a_single_answer_is_generated(
+    run_here, judge_endpoint, tmp_path, behind_endpoint
+):
+    judge_endpoint.answer = lambda request: "One out of ten."
+    answering = BEHIND_ENDPOINT | {"endpoint_base_url": judge_endpoint.url} if behind_endpoint else {}
+    for _ in range(2):
+        with pytest.raises(TeacherError, match="hold no score such as .*One out of ten"):
+            run_here(**answering)
+    assert [request["model"] for request in judge_endpoint.requests] == ["judge"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ledger.sqlite"]
+
+
+def test_calls_of_the_judge_are_counted_with_the_one_before_and_a_second_start_asks_nothing(
+    run_here, judge_endpoint, capsys
+):
+    answering = BEHIND_ENDPOINT | {"endpoint_base_url": judge_endpoint.url}
+    run_here(**answering)
+    assert "10 asked, 0 reused; one of them before the answers" in capsys.readouterr().out
+    assert [request["model"] for request in judge_endpoint.requests] == ["judge"] + ["tuned"] * 9 + ["judge"] * 9
+    run_here(**answering)
+    assert "0 asked, 10 reused; one of them before the answers" in capsys.readouterr().out
+    assert len(judge_endpoint.requests) == 19
+
+
 @pytest.mark.slow
 def test_a_second_run_generates_and_asks_nothing_and_keeps_other_models(arguments, judge_endpoint, tmp_path):
     launch(RECIPE, *arguments())
     out = tmp_path / "out"
     files = {path: path.read_bytes() for path in out.rglob("*.json*") if path.is_file()}
     again = launch(RECIPE, *arguments())
-    assert "5 of 5 answers are there and kept" in again.stderr and "0 asked, 9 reused" in again.stdout
+    assert "5 of 5 answers are there and kept" in again.stderr and "0 asked, 10 reused" in again.stdout
     assert {path: path.read_bytes() for path in files} == files
     # of a model behind an endpoint, and of answers that are there
     tuned = {"model": None, "model_id": None, "endpoint_model": "tuned", "endpoint_base_url": judge_endpoint.url}
     launch(RECIPE, *arguments(**tuned, judge_model=None))
-    assert len(judge_endpoint.requests) == 18
+    assert len(judge_endpoint.requests) == 19
     answers = out / "data" / "mt_bench" / "model_answer" / "tuned.jsonl"
-    launch(RECIPE, *arguments(model=None, model_id=None, answers=str(answers)))
-    assert len(judge_endpoint.requests) == 27
+    graded = launch(RECIPE, *arguments(model=None, model_id=None, answers=str(answers)))
+    assert len(judge_endpoint.requests) == 28 and "9 asked, 0 reused\n" in graded.stdout
     judgments = read_lines(out / "data" / "mt_bench" / "model_judgment" / "judge_single.jsonl")
     assert [row["model"] for row in judgments] == ["tiny"] * 9 + ["tuned"] * 9
     assert not (out / "answers.sqlite.ledger.sqlite").exists() and (out / "answers.sqlite").exists()
@@ -437,7 +520,7 @@ def test_two_processes_generate_and_one_grades(arguments, judge_endpoint, tmp_pa
     done = launch(RECIPE, *arguments(ledger=str(tmp_path / "new.sqlite")), config=on_cpu("ddp", tmp_path))
     assert "Generated 5 answers, 3 + 2 on 2 processes" in done.stderr  # of the first turn; four have a second
     assert "Generated 4 answers, 2 + 2 on 2 processes" in done.stderr
-    assert len(judge_endpoint.requests) == 9 and done.stdout.count("overall") == 1
+    assert len(judge_endpoint.requests) == 10 and done.stdout.count("overall") == 1
     one, two = (json.loads((tmp_path / folder / "tiny.judge.json").read_text()) for folder in ("one", "out"))
     assert one == two
 
@@ -451,7 +534,7 @@ def test_after_kills_in_generation_and_grading_nothing_is_done_twice(arguments, 
     first, second = (out / "turns" / f"tiny.turn{turn}.jsonl" for turn in (1, 2))
     part = second.with_name(second.name + ".part-0")
     kill_when(lambda: part.exists() and part.read_bytes().count(b"\n") >= 3, command(RECIPE, *many), env=environment())
-    assert not second.exists() and not judge_endpoint.requests
+    assert not second.exists() and len(judge_endpoint.requests) == 1  # to see that the judge grades
     kept = [json.loads(line) for line in part.read_bytes().splitlines()[:3]]
     # no model says this: where it comes back, it was not generated again
     write_lines(part, [row | {"answer": f"kept {n}"} for n, row in enumerate(kept)])
@@ -468,7 +551,7 @@ def test_after_kills_in_generation_and_grading_nothing_is_done_twice(arguments, 
     judge_endpoint.latency = 0.0
     done = launch(RECIPE, *many)
     assert done.stderr.count("16 of 16 answers are there and kept") == 2
-    assert 32 <= len(judge_endpoint.requests) <= 34  # those in flight may be asked twice
+    assert 33 <= len(judge_endpoint.requests) <= 35  # those in flight may be asked twice
     assert json.loads((out / "tiny.judge.json").read_text())["overall"]["n"] == 32
 
 

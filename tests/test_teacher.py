@@ -51,7 +51,7 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(endpoint, tmp_pat
     teacher = make(endpoint, tmp_path, max_concurrency=1)
     teacher(chats(3))
     gone.set()
-    with pytest.raises(TeacherError, match=r"refuses the teacher 'teacher': 401 Key revoked\."):
+    with pytest.raises(TeacherError, match=r"refuses the model 'teacher': 401 Key revoked\."):
         teacher(chats(10))
     gone.clear()
     before = len(endpoint.requests)

@@ -66,7 +66,7 @@ class Teacher:
         timeout: seconds for one request.
         total_timeout: seconds for one call with all its chats; past it the rest gets `error="budget: …"`.
         max_retries: how often one request is repeated after a failure that may pass.
-        max_failure_rate: share of unusable replies past which `ReflectionTransform` stops (from 50 replies on).
+        max_failure_rate: share of unusable replies past which reflecting or judging stops (from 50 replies on).
             Rewrites that change nothing, or that `accept` refuses, are usable in this sense.
         price_per_million_input, price_per_million_output: money per million tokens, for `stats`, `estimate`,
             `max_cost`.
@@ -139,8 +139,8 @@ class Teacher:
             )
         if named := sorted(_OWN_FIELDS & set(self.extra_body or ())):
             raise SettingsError(
-                f"`extra_body` holds {', '.join(named)}, which would undo what the teacher keeps to (its limits, its "
-                "ledger, its further attempts). Use the argument of that name, where there is one."
+                f"`extra_body` holds {', '.join(named)}, which would undo the limits, the ledger or the "
+                "further attempts. Use the argument of that name, where there is one."
             )
         if self.mode == "batch" and self.api_version is not None:
             raise SettingsError("`mode=\"batch\"` speaks OpenAI's batch API, not Azure's: leave `api_version` out.")
@@ -265,7 +265,7 @@ class Teacher:
         key = os.environ.get(self.api_key_env)
         if not key and self.endpoint == OPENAI:
             raise TeacherError(
-                f"The teacher {self.model!r} needs an API key: `export {self.api_key_env}=...`, or set `base_url` to "
+                f"The model {self.model!r} needs an API key: `export {self.api_key_env}=...`, or set `base_url` to "
                 "an endpoint of your own.\nTo see the whole way without a key: `accelerate launch --config_file "
                 "accelerate_configs/cpu.yaml recipes/srecycle_wizardlm.py --config recipes/quickstart.yaml`"
             )

@@ -263,7 +263,7 @@ class Batch(Round):
         where = f"The endpoint {self.teacher.shown_endpoint}"
         if isinstance(error, openai.APIStatusError):
             return TeacherError(
-                f"{where} takes no batch job for the teacher {self.teacher.model!r}: {_refusal(error, client)}\n"
+                f"{where} takes no batch job for the model {self.teacher.model!r}: {_refusal(error, client)}\n"
                 f'Check the key in {self.teacher.api_key_env}, and whether it has a batch API (mode="live" needs '
                 "none). Replies that came before are in the ledger."
             )

@@ -111,7 +111,7 @@ def is_hopeless(found: Refusal) -> bool:
 def refused(teacher: "Teacher", found: Refusal) -> TeacherError:
     """The error that ends all asking."""
     return TeacherError(
-        f"The endpoint {teacher.shown_endpoint} refuses the teacher {teacher.model!r}: {found}\n"
+        f"The endpoint {teacher.shown_endpoint} refuses the model {teacher.model!r}: {found}\n"
         f"Check the model's name, `base_url`, the key in {teacher.api_key_env}, and the sampling "
         "settings (null leaves one out). Replies that came before are in the ledger."
     )

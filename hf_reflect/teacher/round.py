@@ -307,7 +307,7 @@ class Progress:
         """Bring the bar up to date, or say a line."""
         if self.bar.disable:
             total = f" of {self.total:,}" if self.total else ""
-            self.say(f"Asking the teacher: {self.done:,}{total} done, {self._words(ledger)}")
+            self.say(f"Asking {self.teacher.model}: {self.done:,}{total} done, {self._words(ledger)}")
         else:
             self.bar.set_postfix_str(self._words(ledger), refresh=False)
             self.bar.update(self.done - self.bar.n)

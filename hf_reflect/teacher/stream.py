@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # So many requests are looked up at once: few enough that replies which come meanwhile do not wait for long.
 _AT_ONCE = 100
+_CHECKED_FROM = 50  # replies; fewer say little about the share that is useless
 
 
 class Ask(NamedTuple):
@@ -33,6 +34,11 @@ class Verdict(NamedTuple):
 
     unusable: bool = False
     then: Ask | None = None
+
+
+def too_many(useless: int, replies: int, limit: float) -> bool:
+    """Whether so many of the replies are useless that asking on is: past `max_failure_rate`, from the 50th on."""
+    return replies >= _CHECKED_FROM and useless > limit * replies
 
 
 class Stream:
