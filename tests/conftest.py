@@ -1,6 +1,10 @@
+import importlib.util
 import json
 import os
+import shutil
 import signal
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
@@ -72,6 +76,37 @@ def scripted_teacher(chats):
     from hf_reflect import Reply
 
     return [Reply(text=rewriting({"messages": chat}), finish_reason="stop") for chat in chats]
+
+
+def load_recipe(monkeypatch, name):
+    """A recipe as a module, in this process."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for their own
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def chromium(downloads):
+    """A headless Chromium, driven, that logs console and network and saves into this folder; skips where none is."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,800"):
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield browser
+    finally:
+        browser.quit()
 
 
 def byte_level_tokenizer(texts, size=400):

@@ -6,13 +6,20 @@ import random
 import re
 import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TEXTS, byte_level_tokenizer, chat_tokenizer, llama_style_tokenizer, tiny_llama
+from conftest import (
+    ROOT,
+    TEXTS,
+    byte_level_tokenizer,
+    chat_tokenizer,
+    llama_style_tokenizer,
+    load_recipe,
+    tiny_llama,
+)
 from datasets import Dataset
 from endpoint import Endpoint
 from launching import command, environment, kill_when, launch, on_cpu
@@ -345,15 +352,6 @@ def test_missing_answers_are_refused_with_how_many_and_why_and_asked_for_again(t
     assert len(tuned.requests) - asked_before == 2  # what failed, and what was filtered, may come another time
 
 
-def recipe(monkeypatch, name):
-    """A recipe as a module."""
-    spec = spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for their own
-    spec.loader.exec_module(module)
-    return module
-
-
 RECIPE = "recipes/generate.py"
 
 
@@ -410,14 +408,14 @@ def test_the_recipe_answers_test_sets_with_python(arguments, folder, tmp_path):
     ids=str,
 )
 def test_arguments_that_do_not_go_together_are_named(arguments, changes, words, monkeypatch):
-    module = recipe(monkeypatch, "generate")
+    module = load_recipe(monkeypatch, "generate")
     monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments(**changes))])
     with pytest.raises((SettingsError, DataError, TeacherError), match=re.escape(words)):
         module.main()
 
 
 def test_the_recipe_asks_an_endpoint_in_one_process_and_goes_on_by_its_ledger(arguments, tuned, tmp_path, monkeypatch):
-    module = recipe(monkeypatch, "generate")
+    module = load_recipe(monkeypatch, "generate")
     settings = arguments(model=None, endpoint_model="tuned", base_url=tuned.url, temperature=0.3)
     monkeypatch.setattr(sys, "argv", ["generate", *map(str, settings)])
     for _ in range(2):
@@ -431,7 +429,7 @@ def test_the_recipe_asks_an_endpoint_in_one_process_and_goes_on_by_its_ledger(ar
 
 
 def test_the_configuration_fits_its_recipe(monkeypatch):
-    module, path = recipe(monkeypatch, "generate"), ROOT / "recipes" / "generate.yaml"
+    module, path = load_recipe(monkeypatch, "generate"), ROOT / "recipes" / "generate.yaml"
     assert path.read_text().startswith(
         "# accelerate launch --config_file accelerate_configs/ddp.yaml recipes/generate"
     )

@@ -1,6 +1,5 @@
 """The leaderboard's recipe on small tasks of its own, by lm-eval, against log-likelihoods one choice at a time."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
+from conftest import ROOT, TEXTS, byte_level_tokenizer, load_recipe, tiny_llama
 from launching import command, environment
 
 from hf_reflect.arguments import parse_arguments
@@ -90,10 +89,8 @@ def naive(place, rows, shots, metric):
 
 def recipe(*arguments):
     """The recipe's `main`, in this process."""
-    spec = importlib.util.spec_from_file_location("recipe_of_the_leaderboard", ROOT / RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
+        module = load_recipe(patch, "open_llm_leaderboard")
         patch.setattr(sys, "argv", [RECIPE, *map(str, arguments)])
         module.main()
 
@@ -172,9 +169,7 @@ def test_a_group_counts_each_task_alike(place):
 
 
 def test_the_shipped_configuration_is_the_papers_table(monkeypatch):
-    spec = importlib.util.spec_from_file_location("recipe_of_the_leaderboard", ROOT / RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe(monkeypatch, "open_llm_leaderboard")
     monkeypatch.setattr(sys, "argv", [RECIPE])
     asked, *_ = parse_arguments((module.LeaderboardArguments,), str(ROOT / RECIPE))
     assert tuple(read_benchmarks(asked.tasks)) == BENCHMARKS

@@ -8,10 +8,9 @@ from collections import defaultdict
 
 import pandas
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_recipe
 from endpoint import Endpoint
 from launching import command, environment, kill_when, launch, on_cpu
-from test_generation import recipe
 
 from hf_reflect import Teacher
 from hf_reflect.errors import DataError, SettingsError, TeacherError
@@ -456,7 +455,7 @@ def test_one_command_generates_grades_and_shows_the_means(arguments, data, stude
 @pytest.fixture
 def run_here(arguments, monkeypatch):
     """`run_here(**changes)`: the recipe in this process."""
-    module = recipe(monkeypatch, "mt_bench")
+    module = load_recipe(monkeypatch, "mt_bench")
 
     def run(**changes):
         monkeypatch.setattr(sys, "argv", ["mt_bench", *map(str, arguments(**changes))])
@@ -569,14 +568,14 @@ def test_after_kills_in_generation_and_grading_nothing_is_done_twice(arguments, 
     ids=str,
 )
 def test_arguments_that_do_not_go_together_are_named(arguments, changes, words, monkeypatch):
-    module = recipe(monkeypatch, "mt_bench")
+    module = load_recipe(monkeypatch, "mt_bench")
     monkeypatch.setattr(sys, "argv", ["mt_bench", *map(str, arguments(**changes))])
     with pytest.raises((SettingsError, DataError, TeacherError), match=re.escape(words)):
         module.main()
 
 
 def test_the_configuration_fits_its_recipe(monkeypatch):
-    module, path = recipe(monkeypatch, "mt_bench"), ROOT / "recipes" / "mt_bench.yaml"
+    module, path = load_recipe(monkeypatch, "mt_bench"), ROOT / "recipes" / "mt_bench.yaml"
     assert path.read_text().startswith(
         "# accelerate launch --config_file accelerate_configs/ddp.yaml recipes/mt_bench"
     )

@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -11,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, chromium, load_recipe
 from endpoint import Endpoint, rewriting
 from launching import command, environment
 
@@ -469,11 +467,11 @@ def test_the_numbers_are_json_without_nan(written):
     assert sorted(path.name for path in folder.iterdir()) == ["pilot.html", "pilot.json"]
 
 
-def test_the_page_opens_without_complaint_and_shows_scripts_as_text(written):
+def test_the_page_opens_without_complaint_and_shows_scripts_as_text(written, tmp_path):
     folder, *_ = written
     page = (folder / "pilot.html").read_text()
     assert "<script" not in page and "&lt;script&gt;window.bad" in page
-    with browser() as window:
+    with chromium(tmp_path) as window:
         window.get((folder / "pilot.html").as_uri())
         assert window.get_log("browser") == []
         assert window.execute_script("return window.bad") is None
@@ -489,28 +487,6 @@ def test_the_page_opens_without_complaint_and_shows_scripts_as_text(written):
             assert window.execute_script("return document.documentElement.scrollWidth") <= width
 
 
-class browser:
-    """Chromium, driven; skips where there is none."""
-
-    def __enter__(self):
-        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        driver = shutil.which("chromedriver")
-        if chromium is None or driver is None:
-            pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        return self.window
-
-    def __exit__(self, *exc):
-        self.window.quit()
-
-
 # ---- the recipe
 
 RECIPE = ROOT / "recipes" / "pilot.py"
@@ -518,12 +494,8 @@ RECIPE = ROOT / "recipes" / "pilot.py"
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("pilot_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with pytest.MonkeyPatch.context() as patch:
+        yield load_recipe(patch, "pilot")
 
 
 @pytest.fixture

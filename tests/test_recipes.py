@@ -10,7 +10,7 @@ import sys
 import datasets
 import pytest
 import yaml
-from conftest import ROOT, ROWS, scripted_teacher
+from conftest import ROOT, ROWS, load_recipe, scripted_teacher
 from endpoint import Endpoint, rewriting
 from launching import command, environment, kill_when, launch, on_cpu
 
@@ -37,21 +37,13 @@ def launched(name):
     return script.removeprefix("recipes/"), words[words.index(script) + 1 :], words[: words.index(script)]
 
 
-def load(script):
-    spec = importlib.util.spec_from_file_location(f"recipe_{script[:-3]}", RECIPES / script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def types_of(script):
+def types_of(script, monkeypatch):
     """The dataclasses that a recipe is told by."""
     from trl import ModelConfig, SFTConfig
 
     if script == "srecycle_wizardlm.py":
         return DataArguments, TeacherArguments, SelectionArguments, SFTConfig, ModelConfig
-    module = load(script)
+    module = load_recipe(monkeypatch, script[:-3])
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
     own = [value for value in own if isinstance(value, type) and hasattr(value, "__dataclass_fields__")]
     shared = {"EndpointArguments": EndpointArguments, "SFTConfig": SFTConfig, "ModelConfig": ModelConfig}
@@ -72,7 +64,7 @@ def test_a_configuration_begins_with_its_launch_command_and_fits_that_recipe(nam
     given = arguments[arguments.index("--config") + 1] if "--config" in arguments else f"recipes/{script[:-3]}.yaml"
     assert given == f"recipes/{name}"
     monkeypatch.setattr(sys, "argv", [script, "--config", str(RECIPES / name)])
-    assert parse_arguments(types_of(script), script)
+    assert parse_arguments(types_of(script, monkeypatch), script)
 
 
 def test_no_recipe_is_named_after_an_importable_module():
@@ -155,7 +147,7 @@ def adapted(name, folder, student, served, **changes):
 
 def run_recipe(script, path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script, "--config", str(path)])
-    load(script).main()
+    load_recipe(monkeypatch, script[:-3]).main()
 
 
 MAIN = [name for name in YAMLS if launched(name)[0] == "srecycle_wizardlm.py" and name != "quickstart.yaml"]

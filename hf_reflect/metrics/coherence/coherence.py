@@ -7,7 +7,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_reflect.errors import DataError, SettingsError
+from hf_reflect.errors import SettingsError
+from hf_reflect.metrics import NullsAllowed, rows_of
 
 _CITATION = """\
 @inproceedings{reimers2019sentence,
@@ -58,7 +59,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Coherence(evaluate.Metric):
+class Coherence(NullsAllowed, evaluate.Metric):
     """Source: arXiv 2310.11716, Table 3, and arXiv 2402.10110, Table 6."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -74,10 +75,6 @@ class Coherence(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1908.10084", "https://arxiv.org/abs/2310.11716"],
         )
 
-    def _enforce_nested_string_type(self, schema: Any, obj: Any) -> Any:
-        # evaluate refuses a null, but only in the first row
-        return None if obj is None else super()._enforce_nested_string_type(schema, obj)
-
     def _compute(
         self,
         instructions: Sequence[str | None],
@@ -91,27 +88,10 @@ class Coherence(evaluate.Metric):
 
         from hf_reflect.scoring.coherence import coherence_of, load_encoder
 
-        rows = _rows(instructions, responses, inputs)
+        rows = rows_of(instructions, responses, inputs)
         if model is not None and device is not None:
             raise SettingsError("`device` goes with `model_id`; move a loaded model yourself: `model.to(device)`.")
         place = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
         values = coherence_of(load_encoder(model_id if model is None else model, str(place)), rows)
         there = [value for value in values if value is not None]
         return {"coherence": values, "mean_coherence": fmean(there) if there else None, "scored": len(there)}
-
-
-def _rows(
-    instructions: Sequence[str | None], responses: Sequence[str | None], inputs: Sequence[str | None] | None
-) -> list[dict[str, Any]]:
-    inputs = [None] * len(instructions) if inputs is None else inputs
-    strange = [inputs] if isinstance(inputs, str) else [text for text in inputs if not isinstance(text, str | None)]
-    if strange or len(inputs) != len(instructions):
-        found = repr(strange[0]) if strange else f"{len(inputs)} of them"
-        raise DataError(
-            f"`inputs` is a list with a text, or None, for each of the {len(instructions)} instructions, not {found}. "
-            "Leave it out where no instruction has an input."
-        )
-    return [
-        {"instruction": instruction, "input": context, "response": response}
-        for instruction, context, response in zip(instructions, inputs, responses, strict=True)
-    ]

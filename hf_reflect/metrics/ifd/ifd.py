@@ -8,7 +8,8 @@ import datasets
 import evaluate
 
 from hf_reflect.columns import LOSS_COLUMNS
-from hf_reflect.errors import DataError, SettingsError
+from hf_reflect.errors import SettingsError
+from hf_reflect.metrics import NullsAllowed, rows_of
 
 _CITATION = """\
 @article{li2024selective,
@@ -68,7 +69,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Ifd(evaluate.Metric):
+class Ifd(NullsAllowed, evaluate.Metric):
     """Source: arXiv 2402.10110, Eq. 2 to 4 (IFD) and 7, 8 (r-IFD)."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -84,10 +85,6 @@ class Ifd(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2402.10110", "https://arxiv.org/abs/2308.12032"],
         )
 
-    def _enforce_nested_string_type(self, schema: Any, obj: Any) -> Any:
-        # evaluate refuses a null, but only in the first row
-        return None if obj is None else super()._enforce_nested_string_type(schema, obj)
-
     def _compute(
         self,
         instructions: Sequence[str | None],
@@ -102,7 +99,7 @@ class Ifd(evaluate.Metric):
     ) -> dict[str, Any]:
         from hf_reflect.scoring import StudentScorer
 
-        rows = _rows(instructions, responses, inputs)
+        rows = rows_of(instructions, responses, inputs)
         scorer = StudentScorer(*_student(model_id, model, tokenizer, device), template, max_length)
         scores = scorer.score_rows(rows)
         pairs = zip(scores["ifd"], scores["r_ifd"], strict=True)
@@ -115,23 +112,6 @@ class Ifd(evaluate.Metric):
             "cut": scorer.rows_cut,
             **{name: scores[name] for name in LOSS_COLUMNS},
         }
-
-
-def _rows(
-    instructions: Sequence[str | None], responses: Sequence[str | None], inputs: Sequence[str | None] | None
-) -> list[dict[str, Any]]:
-    inputs = [None] * len(instructions) if inputs is None else inputs
-    strange = [inputs] if isinstance(inputs, str) else [text for text in inputs if not isinstance(text, str | None)]
-    if strange or len(inputs) != len(instructions):
-        found = repr(strange[0]) if strange else f"{len(inputs)} of them"
-        raise DataError(
-            f"`inputs` is a list with a text, or None, for each of the {len(instructions)} instructions, not {found}. "
-            "Leave it out where no instruction has an input."
-        )
-    return [
-        {"instruction": instruction, "input": context, "response": response}
-        for instruction, context, response in zip(instructions, inputs, responses, strict=True)
-    ]
 
 
 def _student(model_id: str | None, model: Any, tokenizer: Any, device: str | None) -> tuple[Any, Any]:
