@@ -54,7 +54,10 @@ def main() -> None:
         ours, theirs = read_answers(study.ours), read_answers(study.theirs)
         items = sample_items(ours, theirs, study.per_category, study.seed)
         write_study(items, folder, study.title, study.guidance, study.overwrite)
-        print(f"\n  {len(items)} items of {len(set(items['category']))} categories")
+        categories = len(set(items["category"]))
+        print(
+            f"\n  {len(items)} item{'s' * (len(items) > 1)} of {categories} categor{'ies' if categories > 1 else 'y'}"
+        )
         print(f"  page  {folder / 'rating_page.html'}  send it to the raters: it opens in any browser")
         print(f"  key   {folder / 'key.json'}  keep it: it says which answer is whose\n")
         return
@@ -67,7 +70,7 @@ def main() -> None:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Wins, ties and losses: of the majority, by category and by rater."""
+    """Wins, ties and losses, by category and by rater; how sure the rate is, and how far the raters agree."""
     print(f"\n  {result['ours'] or 'ours'} against {result['theirs'] or 'theirs'}\n")
     rows = {"majority": result}
     if len(result["by_category"]) > 1:
@@ -78,10 +81,13 @@ def print_result(result: dict[str, Any]) -> None:
     for name, counts in rows.items():
         rate = (counts["win"] - counts["lose"]) / sum(counts[outcome] for outcome in OUTCOMES) + 1
         print(f"  {name:<{width}}" + "".join(f"{counts[outcome]:>6}" for outcome in OUTCOMES) + f"{rate:>6.2f}")
+    low, high = result["interval"]
     kappa = "undefined: one rater, or all votes alike" if result["kappa"] is None else f"{result['kappa']:.3f}"
-    print(f"\n  Fleiss' kappa  {kappa}")
-    if result["dropped"]:
-        print(f"  dropped        {len(result['dropped'])} items that not all raters rated")
+    print(f"\n  win rate       {result['win_rate']:.2f}, 95 % interval {low:.2f} to {high:.2f}")
+    print(f"  no majority    {result['no_majority']}, counted as {'a tie' if result['no_majority'] == 1 else 'ties'}")
+    print(f"  Fleiss' kappa  {kappa}")
+    if dropped := len(result["dropped"]):
+        print(f"  dropped        {dropped} item{'s' * (dropped > 1)} that not all raters rated")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python recipes/judge.py --config recipes/judge.yaml --ours mine.jsonl --theirs theirs.jsonl
 
-The answers are those of generate.py, or files in AlpacaEval's format. Every review is in the ledger before it is used:
-a second run asks only what is missing. Source: arXiv 2402.10110, section 4.2 and Figure 4.
+The answers are those of generate.py, or files in AlpacaEval's format; questions are matched by their ids, or by their
+text where the two files share no id. Every review is in the ledger before it is used: a second run asks only what is
+missing. Source: arXiv 2402.10110, section 4.2 and Figure 4.
 """
 
 import json
@@ -78,7 +79,7 @@ def main() -> None:
         print(f"\nJudged by {name}: {names(ours, asked.ours)} against {names(theirs, asked.theirs)}\n")
         print(as_table(rates), flush=True)
         if broken := rates["pooled"]["unparsed"]:
-            print(f"\n{broken} of {len(judged)} questions have a review that could not be read; they are in no count.")
+            print(f"\nOf {broken} of {len(judged)} questions a review could not be read; they are in no count.")
     print("\nwin rate: (win − lose) / (win + tie + lose) + 1, so 1 is equal; wins, %: of these questions.")
     print(f"Written: {path}, and every review beside it\n", flush=True)
 

@@ -13,9 +13,17 @@ from typing import Any
 
 from hf_reflect.arguments import EndpointArguments, parse_arguments
 from hf_reflect.errors import SettingsError
-from hf_reflect.evaluation.alpaca_eval import VERSIONS, annotate, load_reference, read_annotations, write_outputs
+from hf_reflect.evaluation.alpaca_eval import (
+    VERSIONS,
+    annotate,
+    is_asked_by_teacher,
+    load_reference,
+    read_annotations,
+    write_outputs,
+)
 from hf_reflect.evaluation.answers import read_answers
 from hf_reflect.launch import main_of
+from hf_reflect.teacher import Teacher
 
 _OF_THE_ANNOTATOR = ("temperature", "top_p", "max_tokens")
 
@@ -71,7 +79,10 @@ def main() -> None:
     if asked.answers is not None:
         outputs = write_outputs(read_answers(asked.answers), folder / "model_outputs.json", asked.generator)
     if pair is None:
-        return report(read_annotations(asked.annotations, outputs), folder, {"annotations": asked.annotations})
+        metrics = read_annotations(asked.annotations, outputs)
+        return report(
+            metrics, folder, {"annotations": asked.annotations}, "nobody was asked: the annotations were there"
+        )
     if outputs is None:
         raise SettingsError("Name the `answers` to judge, or existing `annotations` to read.")
     annotator, reference = pair
@@ -82,12 +93,25 @@ def main() -> None:
     )
     write_json(folder / "annotations.json", rows)
     made_with = {"model": outputs[0]["generator"], "annotator": annotator, "reference": reference}
-    report(read_annotations(rows, outputs), folder, made_with | {"max_instances": asked.max_instances}, teacher.stats)
+    metrics = read_annotations(rows, outputs)
+    report(
+        metrics, folder, made_with | {"max_instances": asked.max_instances}, who_was_asked(annotator, teacher, rows)
+    )
 
 
-def report(
-    metrics: dict[str, Any], folder: Path, made_with: dict[str, Any], calls: dict[str, float] | None = None
-) -> None:
+def who_was_asked(annotator: str, teacher: Teacher, rows: list[dict[str, Any]]) -> str:
+    """By whom the judgements were asked for, and how many."""
+    calls = teacher.stats
+    if all(row["output_1"] == row["output_2"] for row in rows):
+        return "nobody was asked: both models' outputs are equal"
+    if is_asked_by_teacher(annotator):
+        return f"through the ledger: {calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed"
+    if not calls["asked"]:
+        return "nobody was asked: alpaca-eval has kept all judgements"
+    return f"by alpaca-eval's own client: {calls['asked']} asked"
+
+
+def report(metrics: dict[str, Any], folder: Path, made_with: dict[str, Any], judge: str) -> None:
     """Save what came out, and say it."""
     write_json(folder / "metrics.json", made_with | metrics)
     error = metrics["standard_error"]
@@ -103,10 +127,7 @@ def report(
         if controlled is not None
         else f"none: {metrics['length_controlled_note']}",
     }
-    if calls is not None:
-        counts = f"{calls['asked']} asked, {calls['reused']} reused, {calls['failed']} failed"
-        lines["judge"] = counts if any(calls.values()) else "asked by alpaca-eval's own client"
-    lines["metrics"] = str(folder / "metrics.json")
+    lines |= {"judge": judge, "metrics": str(folder / "metrics.json")}
     print("\n" + "\n".join(f"  {name:<19}  {value}" for name, value in lines.items()) + "\n", flush=True)
 
 

@@ -1,7 +1,6 @@
 """AlpacaEval by the alpaca-eval package itself: its annotators ask an endpoint on loopback, its functions count."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import random
@@ -12,7 +11,7 @@ import sys
 
 import huggingface_hub
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_recipe
 from datasets import Dataset
 from endpoint import Endpoint
 from launching import environment
@@ -74,8 +73,12 @@ def how_sure(ours, theirs):
     return len(ours) / (len(ours) + len(theirs))
 
 
-def weighs(request):
-    """The log-probabilities of both names that AlpacaEval 2 asks for."""
+def weighs(request, instead=None):
+    """The log-probabilities of both names that AlpacaEval 2 asks for; or a text without them."""
+    if instead is not None:
+        silent = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": instead}}
+        token = {"token": instead, "logprob": 0.0, "bytes": None, "top_logprobs": []}
+        return {"text": instead, "fields": {"choices": [silent | {"logprobs": {"content": [token]}}], "usage": TOKENS}}
     question, first, second = shown(request)
     sure = how_sure(first, second)
     top = [{"token": name, "logprob": math.log(p), "bytes": None} for name, p in (("m", sure), ("M", 1 - sure))]
@@ -149,7 +152,7 @@ def test_the_length_controlled_win_rate_of_who_wins_by_length_alone_is_near_half
     (folder / "snapshots" / "invented").mkdir(parents=True)
     head = "model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"
     lines = [head, *(",".join(map(str, values)) for values in gamed)]
-    monkeypatch.setattr(alpaca_eval, "_STANDARD_SET", standard_digest(rows))
+    monkeypatch.setattr(alpaca_eval.results, "_STANDARD_SET", standard_digest(rows))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     found = read_annotations(rows)
@@ -247,16 +250,28 @@ def test_a_judge_of_ones_own_is_a_folder(gpt4, tmp_path, monkeypatch):
     assert {(r["temperature"], r["max_tokens"]) for r in endpoint.requests} == {(0.7, 7)}  # 0.7: the package's default
 
 
+def test_an_annotator_of_whom_nothing_can_be_read_is_shown_with_what_to_change(tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    with Endpoint(lambda request: "Both are lovely.", models=("gpt-4",)) as endpoint:
+        teacher = Teacher("unnamed", base_url=endpoint.url, ledger=ledger, max_requests=0)
+        with pytest.raises(
+            TeacherError, match="none of 11 prompts was answered, the first for budget: .*\n.*the limit"
+        ):
+            annotate(OUTPUTS, REFERENCE, "alpaca_eval_gpt4", teacher)
+        teacher.max_requests = None
+        for _ in range(2):  # the second time from the ledger
+            with pytest.raises(TeacherError, match="none of 11 replies could be read") as found:
+                annotate(OUTPUTS, REFERENCE, "alpaca_eval_gpt4", teacher)
+            for words in ("'Both are lovely.'", "another `model_name`", f"to have them written anew remove {ledger}."):
+                assert words in str(found.value)
+        assert len(endpoint.requests) == COUNT - 1
+
+
 def test_the_second_version_is_asked_by_the_package_and_only_for_what_is_missing(tmp_path):
     broken = {"on": True}
 
     def sometimes(request):
-        if broken["on"] and shown(request)[0] == QUESTIONS[2]:
-            silent = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "?"}}
-            token = {"token": "?", "logprob": 0.0, "bytes": None, "top_logprobs": []}
-            choice = silent | {"logprobs": {"content": [token]}}
-            return {"text": "?", "fields": {"choices": [choice], "usage": TOKENS}}
-        return weighs(request)
+        return weighs(request, "?" if broken["on"] and shown(request)[0] == QUESTIONS[2] else None)
 
     def judged(teacher):
         rows = annotate(OUTPUTS, REFERENCE, "weighted_alpaca_eval_gpt4_turbo", teacher, tmp_path / "judgements.json")
@@ -282,6 +297,11 @@ def test_the_second_version_is_asked_by_the_package_and_only_for_what_is_missing
         teacher.base_url = endpoint.url
         with pytest.raises(TeacherError, match="`gpt-4-1106-preview` does not exist"):
             annotate(OUTPUTS, REFERENCE, "weighted_alpaca_eval_gpt4_turbo", teacher)
+    with Endpoint(lambda request: weighs(request, "Both!"), models=("gpt-4-1106-preview",)) as endpoint:
+        teacher.base_url = endpoint.url
+        with pytest.raises(TeacherError, match="none of 11 replies could be read, for example: 'Both!'") as found:
+            annotate(OUTPUTS, REFERENCE, "weighted_alpaca_eval_gpt4_turbo", teacher)
+    assert teacher.ledger not in str(found.value)  # it has none of these
 
 
 @pytest.mark.parametrize(
@@ -327,7 +347,7 @@ def test_annotations_of_anything_else_are_refused():
         ([rows[0] | {"instruction": "Another?"}, *rows[1:]], "1 of 12 are of other instructions, 0 of other outputs"),
         ([rows[0] | {"output_2": "Another."}, *rows[1:]], "0 of 12 are of other instructions, 1 of other outputs"),
         ([rows[0] | {"generator_2": "another"}, *rows[1:]], "12, of 12 instructions and 2 models (another, ours)"),
-        ([*rows, rows[0]], "are 13, of 12 instructions and 1 models"),
+        ([*rows, rows[0]], "are 13, of 12 instructions and 1 model (ours)"),
         ([row | {"preference": None} for row in rows], "hold no preference for any of 12 instructions"),
         ([rows[0] | {"preference": 3}], "hold the preference 3, but AlpacaEval knows 1 (the reference)"),
     ):
@@ -343,10 +363,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 def recipe(*arguments):
     """The recipe's `main`, in this process."""
-    spec = importlib.util.spec_from_file_location("recipe_of_alpaca_eval", ROOT / RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
+        module = load_recipe(patch, "run_alpaca_eval")
         patch.setattr(sys, "argv", [RECIPE, *map(str, arguments)])
         module.main()
 
@@ -379,7 +397,7 @@ def test_the_recipe_judges_counts_and_asks_nothing_twice(run, gpt4, files, tmp_p
     assert (metrics["annotator"], metrics["model"]) == ("alpaca_eval_gpt4", "ours")
     said = capsys.readouterr().out
     assert f"{metrics['win_rate']:.2f} % (standard error {metrics['standard_error']:.2f})" in said
-    assert "11 asked, 0 reused, 0 failed" in said and "and 1 without a judgement" in said
+    assert "through the ledger: 11 asked, 0 reused, 0 failed" in said and "and 1 without a judgement" in said
     assert f"{metrics['avg_length']} characters, the reference's {metrics['avg_length_reference']}" in said
     run(*line)
     assert "0 asked, 11 reused, 0 failed" in capsys.readouterr().out and len(endpoint.requests) == COUNT - 1
@@ -390,7 +408,26 @@ def test_the_recipe_only_reads_where_there_are_annotations(files, tmp_path, caps
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     recipe(*files, "--annotations", tmp_path / "annotations.json")
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["win_rate"] == 100.0
-    assert "100.00 % (standard error 0.00)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "100.00 % (standard error 0.00)" in said and "nobody was asked: the annotations were there" in said
+
+
+def test_the_recipe_says_who_was_asked_where_the_ledger_was_not(files, tmp_path, capsys):
+    (tmp_path / "equal.json").write_text(json.dumps([row | {"generator": "twin"} for row in OUTPUTS]))
+    with Endpoint(weighs, models=("gpt-4-1106-preview",)) as endpoint:
+        for annotator, reference, words in (
+            ("weighted_alpaca_eval_gpt4_turbo", "reference.json", "by alpaca-eval's own client: 11 asked"),
+            (
+                "weighted_alpaca_eval_gpt4_turbo",
+                "reference.json",
+                "nobody was asked: alpaca-eval has kept all judgements",
+            ),
+            ("alpaca_eval_gpt4", "equal.json", "nobody was asked: both models' outputs are equal"),
+        ):
+            line = ["--annotator", annotator, "--reference", tmp_path / reference, "--base_url", endpoint.url]
+            recipe(*files, *line)
+            assert f"judge                {words}\n" in capsys.readouterr().out
+        assert len(endpoint.requests) == COUNT - 1
 
 
 def test_the_recipe_has_no_default_pair_and_says_both(files):

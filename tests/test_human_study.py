@@ -1,9 +1,8 @@
-import importlib.util
 import json
 import logging
 import math
 import random
-import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, chromium, load_recipe
 from datasets import Dataset
 from launching import command, environment
 
@@ -205,7 +204,7 @@ def test_counts_agree_with_a_count_by_hand(study, raters):
     result = read_ratings(paths, folder / "key.json")
 
     points = {"win": 0, "tie": 0, "lose": 0}
-    by_category = {}
+    by_category, undecided = {}, 0
     for place, row in enumerate(items):
         sides = [votes[place] for votes in said.values()]
         theirs = "B" if row["ours"] == "A" else "A"
@@ -213,6 +212,7 @@ def test_counts_agree_with_a_count_by_hand(study, raters):
         leaders = [name for name, count in counts.items() if count == max(counts.values())]
         outcome = leaders[0] if len(leaders) == 1 else "tie"
         points[outcome] += 1
+        undecided += len(leaders) > 1
         by_category.setdefault(row["category"], []).append(outcome)
         assert result["items"][place]["question_id"] == row["question_id"]
         assert result["items"][place]["outcome"] == outcome
@@ -220,6 +220,7 @@ def test_counts_agree_with_a_count_by_hand(study, raters):
             name for name, count in counts.items() for _ in range(count)
         )
     assert {name: result[name] for name in points} == points
+    assert result["no_majority"] == undecided <= points["tie"]
     assert result["win_rate"] == pytest.approx((points["win"] - points["lose"]) / 12 + 1)
     for category, outcomes in by_category.items():
         assert result["by_category"][category] == {name: outcomes.count(name) for name in points}
@@ -242,6 +243,10 @@ def test_the_papers_numbers_give_its_rate(tmp_path):
     result = read_ratings(paths, tmp_path / "key.json")
     assert (result["win"], result["tie"], result["lose"]) == (57, 23, 28)
     assert result["win_rate"] == pytest.approx(1.2685, abs=1e-4)
+    # the interval, by the normal distribution: each item counts 1, 0 or -1
+    spread = 1.96 * statistics.pstdev(outcomes) / math.sqrt(108)
+    assert result["interval"] == pytest.approx([1.2685 - spread, 1.2685 + spread], abs=0.015)
+    assert result["no_majority"] == 0
 
 
 def test_what_not_all_rated_is_refused_with_names_or_dropped_for_all(study):
@@ -358,23 +363,8 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(downloads):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,800"):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
+    with chromium(downloads) as browser:
         yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.fixture
@@ -384,7 +374,7 @@ def rating(browser, tmp_path):
     write_study(items, tmp_path, title="Which is <i>better</i>?")
     url = (tmp_path / "rating_page.html").as_uri()
     browser.get(url)
-    browser.execute_script("localStorage.clear()")
+    browser.execute_script("localStorage.clear(); sessionStorage.clear()")
     for log in ("browser", "performance"):
         browser.get_log(log)
     browser.get(url)
@@ -568,6 +558,22 @@ def test_keys_do_not_vote_while_a_comment_is_written_or_when_switched_off(rating
     assert not find(browser, "[name=keys]").is_selected() and find(browser, "[name=onward]").is_selected()
 
 
+def test_the_newest_of_two_copies_holds(rating):
+    browser, _, _ = rating
+    start(browser, "Ann")
+    press(browser, "1")
+    browser.execute_script("window.name = JSON.stringify({...localStorage})")
+    press(browser, "\ue014", "3")
+    for changed in (
+        "localStorage.clear()",
+        "Object.assign(localStorage, JSON.parse(window.name))",
+        "for (const key of Object.keys(localStorage)) localStorage[key] = '{'",
+    ):
+        browser.execute_script(changed)
+        browser.refresh()
+        assert find(browser, "#rater").text == "Ann" and find(browser, "#rated").text == "2 of 6 rated", changed
+
+
 def test_a_browser_without_a_store_says_so_and_still_saves(rating, downloads):
     browser, folder, _ = rating
     refuse = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
@@ -668,13 +674,8 @@ def test_nothing_on_the_page_could_reach_a_server(browser, tmp_path):
 
 
 @pytest.fixture
-def recipe():
-    spec = importlib.util.spec_from_file_location("human_study_recipe", ROOT / "recipes" / "human_study.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def recipe(monkeypatch):
+    return load_recipe(monkeypatch, "human_study")
 
 
 def test_the_recipes_configuration_fits_and_its_misuse_is_said(recipe, monkeypatch):
@@ -706,6 +707,7 @@ def test_the_recipe_goes_from_answers_to_a_result(recipe, tmp_path, monkeypatch,
 
     items = sample_items(*many(12, categories=3), per_category=3)
     for_us = items["ours"][:]
+    for_them = ["B" if letter == "A" else "A" for letter in for_us]
     votes = {"Ann": for_us, "Ben": [*for_us[:6], *["tie"] * 3], "Cem": ["tie"] * 9}
     paths = [ratings_file((folder, items), rater, given) for rater, given in votes.items()]
     count = ["--stage", "count", "--output_dir", str(folder), "--ratings", *map(str, paths)]
@@ -720,3 +722,16 @@ def test_the_recipe_goes_from_answers_to_a_result(recipe, tmp_path, monkeypatch,
     result = read_json(folder / "result.json")
     assert result == read_ratings(paths, folder / "key.json")
     assert f"Fleiss' kappa  {result['kappa']:.3f}" in printed
+    low, high = result["interval"]
+    assert 1 < low < 5 / 3 < high <= 2 and f"win rate       1.67, 95 % interval {low:.2f} to {high:.2f}" in printed
+    assert "no majority    0, counted as ties" in printed and "dropped" not in printed
+
+    # nobody agrees on the first, and one rater left the last out
+    votes = {"Ann": for_us, "Ben": [*for_them[:1], *for_us[1:]], "Cem": [*["tie"] * 8, None]}
+    paths = [ratings_file((folder, items), rater, given) for rater, given in votes.items()]
+    monkeypatch.setattr(sys, "argv", ["human_study.py", *count, "--partial", "drop"])
+    recipe.main()
+    result = read_json(folder / "result.json")
+    assert [result[name] for name in ("win", "tie", "lose", "no_majority")] == [7, 1, 0, 1]
+    printed = capsys.readouterr().out
+    assert "no majority    1, counted as a tie\n" in printed and "1 item that not all raters rated" in printed

@@ -451,6 +451,22 @@ def test_files_of_answers_are_matched_by_their_ids_whatever_their_order(tmp_path
     assert theirs["answer"][:] == ["b x/1", "b x/2", "b x/3"] and ours["test_set"][:] == ["x"] * 3
 
 
+def test_files_that_share_no_id_are_matched_by_the_question(tmp_path):
+    write_answers(tmp_path / "a.jsonl", rows(["x/1", "x/2", "x/3"], "a"))
+    outputs = [{"instruction": f"Question x/{n}?", "output": f"b {n}", "generator": "b"} for n in (3, 1, 2)]
+    (tmp_path / "b.json").write_text(json.dumps(outputs))
+    sides = [read_answers(tmp_path / name) for name in ("a.jsonl", "b.json")]
+    ours, theirs = matched(*sides)
+    assert ours["question_id"][:] == ["x/1", "x/2", "x/3"] and theirs["answer"][:] == ["b 1", "b 2", "b 3"]
+    ours, theirs = matched(*sides[::-1])
+    assert ours["answer"][:] == ["b 3", "b 1", "b 2"] and theirs["answer"][:] == ["a x/3", "a x/1", "a x/2"]
+    with pytest.raises(DataError, match=r"not asked the same questions \(only `ours` has 1: 'Question x/2\?'\)"):
+        matched(sides[0], sides[1].select([0, 1]))
+    write_answers(tmp_path / "a.jsonl", rows(["x/1"]) + [row | {"question_id": "y/1"} for row in rows(["x/1"])])
+    with pytest.raises(DataError, match="share no `question_id` with the others, hold 1 .* the same id in both"):
+        matched(read_answers(tmp_path / "a.jsonl"), sides[1])
+
+
 def test_alpaca_evals_format_is_read_too(tmp_path):
     outputs = [{"instruction": f"Do {n}.", "output": f"Done {n}.", "generator": "me"} for n in range(3)]
     (tmp_path / "outputs.json").write_text(json.dumps(outputs))

@@ -83,23 +83,24 @@ def write_answers(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     part.rename(path)
 
 
-def check_ids(ids: Iterable[str], who: str) -> None:
+def check_ids(ids: Iterable[str], who: str, remedy: str = "give them ids of their own") -> None:
     """Raise a DataError if an id stands there twice."""
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise DataError(
             f"{who} hold {len(twice)} question{'s' * (len(twice) > 1)} more than once: {_listed(twice)}. Leave one "
-            "row for each, or give them ids of their own."
+            f"row for each, or {remedy}."
         )
 
 
 def matched(ours: Dataset, theirs: Dataset) -> tuple[Dataset, Dataset]:
     """Both models' answers to the same questions, in the order of ours.
 
+    Rows are matched by `question_id`, or by the question itself where the two share no id (only one has any, say).
+
     Raises:
         DataError: they answer different questions, an answer is missing, an id stands there twice.
     """
     sides = {"ours": ours, "theirs": theirs}
-    places: dict[str, dict[str, int]] = {}
     for name, table in sides.items():
         require_columns(table.column_names, ("question_id", "question", "answer"), f"The answers `{name}`")
         check_ids(table["question_id"][:], f"The answers `{name}`")
@@ -109,18 +110,24 @@ def matched(ours: Dataset, theirs: Dataset) -> tuple[Dataset, Dataset]:
                 f"The answers `{name}` lack an answer to {len(missing)} of {len(table)} questions: {_listed(missing)}."
                 " Generate them again (what is there is kept), or leave these questions out of both."
             )
-        places[name] = {question_id: place for place, question_id in enumerate(table["question_id"])}
+    by = "question_id"
+    if set(ours[by]).isdisjoint(theirs[by]) and not set(ours["question"]).isdisjoint(theirs["question"]):
+        by = "question"
+        for name, table in sides.items():
+            who = f"The answers `{name}`, which share no `question_id` with the others,"
+            check_ids(table[by], who, "give the same question the same id in both")
+    places = {name: {value: place for place, value in enumerate(table[by])} for name, table in sides.items()}
     only = {
-        name: [question_id for question_id in places[name] if question_id not in places[other]]
+        name: [value for value in places[name] if value not in places[other]]
         for name, other in (("ours", "theirs"), ("theirs", "ours"))
     }
     if any(only.values()):
-        found = "; ".join(f"only `{name}` has {len(ids)}: {_listed(ids)}" for name, ids in only.items() if ids)
+        found = "; ".join(f"only `{name}` has {len(some)}: {_listed(some)}" for name, some in only.items() if some)
         raise DataError(
             f"The two models were not asked the same questions ({found}), so they cannot be compared. Generate both "
             "from the same test sets."
         )
-    theirs = theirs.select([places["theirs"][question_id] for question_id in ours["question_id"]])
+    theirs = theirs.select([places["theirs"][value] for value in ours[by]])
     for question_id, one, other in zip(ours["question_id"], ours["question"], theirs["question"], strict=True):
         if one != other:
             raise DataError(

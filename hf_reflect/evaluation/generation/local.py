@@ -124,7 +124,8 @@ def generate_answers(
         done |= answers
     if processes.rank == 0 and missing:
         each = f", {' + '.join(str(len(share)) for share in shares)} on {len(shares)} processes"
-        print(f"Generated {len(missing)} answers{each if len(shares) > 1 else ''}.", file=sys.stderr, flush=True)
+        made = f"{len(missing)} answer{'s' * (len(missing) > 1)}"
+        print(f"Generated {made}{each if len(shares) > 1 else ''}.", file=sys.stderr, flush=True)
 
     if processes.rank == 0 and (empty := sum(not done[prompt.key]["answer"] for prompt in prompts)):
         print(f"{empty} of {len(prompts)} answers are empty: is `template` that of the training?", file=sys.stderr)
@@ -244,13 +245,14 @@ def _say_beforehand(output: str | Path | None, done: dict[str, Any], prompts: li
     if kept := sum(prompt.key in done for prompt in prompts):
         words.append(f"{output}: {kept} of {len(prompts)} answers are there and kept.")
     if others := len(done.keys() - {prompt.key for prompt in prompts}):
+        found = f"{others} answer{'s' * (others > 1)}"
         if not replace:
             raise SettingsError(
-                f"{output} holds {others} answers of other settings (model, template, sampling, lengths) or to other "
+                f"{output} holds {found} of other settings (model, template, sampling, lengths) or to other "
                 "questions.\nName another `output`, or replace them with `--overwrite true`."
             )
         words.append(
-            f"{output}: {others} answers of other settings (model, template, sampling, lengths) or to other questions "
+            f"{output}: {found} of other settings (model, template, sampling, lengths) or to other questions "
             "will be replaced."
         )
     if cut := sum(prompt.cut for prompt in prompts):
