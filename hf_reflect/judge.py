@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import BudgetExceeded, DataError, SettingsError, TeacherError
+from .pairs import error_code
+from .parsing import withheld
 from .parsing.reply import shortened, whole
 from .parsing.scores import Scores
 from .parsing.scores import read_scores as read_scores
@@ -211,7 +213,9 @@ def check_judges(judges: Iterable[Teacher], question: str) -> None:
         live.check_ready()
         (reply,) = live([PROMPTS["judge"].chat(question, "I do not know.", "Nor do I, but I would look it up.")])
         judge.count(**live.stats)
-        if _read(reply) is None and not _is_unasked(reply):
+        # what a filter withheld, or a spent budget left out, says nothing about the judge
+        waived = error_code(reply.error or withheld(reply.finish_reason)) in ("refused", "budget")
+        if _read(reply) is None and not waived:
             raise _of_no_use([reply], 1, judge.max_failure_rate, judge.ledger)
 
 
@@ -318,6 +322,7 @@ def _of_no_use(useless: list[Reply], asked: int, limit: float, ledger: str | Non
     return TeacherError(
         f"{unread.total()} of {asked} reviews of the judge hold no two scores (max_failure_rate={limit}); "
         f"{count} such as {example}.\nThe judge is asked for a first line of two numbers: take another model, or give "
-        "it more `max_tokens` if it thinks first. Reviews that came are kept and not asked for again"
-        + (f"; to have them written anew remove {ledger}." if ledger else ".")
+        "it more `max_tokens` if it thinks first. Reviews that came are kept"
+        + (f" in {ledger}" if ledger else "")
+        + " and not asked for again."
     )

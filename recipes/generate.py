@@ -16,7 +16,7 @@ from hf_reflect.errors import SettingsError
 from hf_reflect.evaluation.answers import write_answers
 from hf_reflect.evaluation.generation import answers_from_endpoint, generate_answers, join_launch, load_student
 from hf_reflect.evaluation.questions import load_test_sets
-from hf_reflect.launch import main_of
+from hf_reflect.launch import load_table, main_of
 from hf_reflect.templates import check_template
 
 
@@ -55,7 +55,10 @@ class GenerationArguments:
         if not self.test_sets:
             raise SettingsError("Name what is asked: `test_sets: {koala: null}`, or a file in place of null.")
         if (self.model is None) == (self.endpoint_model is None):
-            raise SettingsError("Name either `model`, a local one, or `endpoint_model`, behind `base_url`.")
+            raise SettingsError(
+                "Name either `model`, a local one, or `endpoint_model`, behind `base_url`; null takes one away that "
+                "the YAML names (`--model null`)."
+            )
         check_template(self.template)
 
 
@@ -66,12 +69,8 @@ def main() -> None:
     state = join_launch(asked.use_cpu)
     questions = load_test_sets(asked.test_sets)
     if asked.endpoint_model is not None:
-        output = Path(asked.output)
-        if not asked.overwrite and output.exists() and '"made_with"' in output.read_text().partition("\n")[0]:
-            raise SettingsError(
-                f"{output} holds the answers of a local model.\nName another `output`, or replace them with "
-                "`--overwrite true`."
-            )
+        if not asked.overwrite and Path(asked.output).exists():
+            require_own(asked.output, asked.name or asked.endpoint_model)
         endpoint = replace(endpoint, max_tokens=asked.max_new_tokens)
         teacher = endpoint.asking(asked.endpoint_model, Path(f"{asked.output}.ledger.sqlite"))
         teacher.check_ready()
@@ -102,6 +101,17 @@ def main() -> None:
         print(f"\n  answers    {len(answers)}: {sets}\n  ended by   {ends}")
         print(f"  processes  {state.num_processes}\n  file       {asked.output}\n", flush=True)
     state.destroy_process_group()
+
+
+def require_own(output: str, name: str) -> None:
+    """Raise a SettingsError unless the file holds answers of this endpoint's model, which its ledger has too."""
+    table = load_table(output, what="answers")
+    found = set(table["model"]) if {"model", "finish", "error"} <= set(table.column_names) else {"somebody else"}
+    if others := sorted(map(str, found - {name})):
+        raise SettingsError(
+            f"{output} holds answers of {', '.join(others)}, not of {name} behind an endpoint.\nName another "
+            "`output`, or replace them with `--overwrite true`."
+        )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,10 @@ class BenchArguments:
 
     def __post_init__(self) -> None:
         if sum(source is not None for source in (self.model, self.endpoint_model, self.answers)) != 1:
-            raise SettingsError("Name one of `model` (a local one), `endpoint_model` and `answers` (a file of them).")
+            raise SettingsError(
+                "Name one of `model` (a local one), `endpoint_model` and `answers` (a file of them); null takes one "
+                "away that the YAML names (`--model null`)."
+            )
         if self.answers is not None and self.judge_model is None:
             raise SettingsError("With `answers` there is nothing to do but to grade them: name a `judge_model`.")
         if self.model is None and os.environ.get("WORLD_SIZE", "1") != "1":

@@ -1,6 +1,7 @@
 """AlpacaEval by the alpaca-eval package itself: its annotators ask an endpoint on loopback, its functions count."""
 
 import hashlib
+import importlib.util
 import json
 import math
 import random
@@ -8,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -19,10 +21,17 @@ from launching import environment
 from hf_reflect import Teacher
 from hf_reflect.errors import DataError, SettingsError, TeacherError
 from hf_reflect.evaluation import alpaca_eval
-from hf_reflect.evaluation.alpaca_eval import annotate, load_reference, read_annotations, write_outputs
+from hf_reflect.evaluation.alpaca_eval import (
+    annotate,
+    is_asked_by_teacher,
+    load_reference,
+    read_annotations,
+    write_outputs,
+)
 from hf_reflect.evaluation.answers import read_answers, write_answers
 
 RECIPE = "recipes/run_alpaca_eval.py"
+CONFIGS = Path(importlib.util.find_spec("alpaca_eval").origin).parent / "evaluators_configs"
 COUNT = 12
 SAME, UNREADABLE = 4, 7  # the questions whose answers are equal, and to which the judge says nothing usable
 QUESTIONS = [f"What comes after {n}?" for n in range(COUNT)]
@@ -250,6 +259,28 @@ def test_a_judge_of_ones_own_is_a_folder(gpt4, tmp_path, monkeypatch):
     assert {(r["temperature"], r["max_tokens"]) for r in endpoint.requests} == {(0.7, 7)}  # 0.7: the package's default
 
 
+@pytest.mark.parametrize(
+    ("configs", "words"),
+    [
+        ((CONFIGS / "alpaca_eval_gpt4" / "configs.yaml").read_text(), "alpaca_eval.txt is no file. It is looked for"),
+        ("mine:\n  completions_kwargs: {model_name: gpt-4}\n", "has the prompt_template None"),
+        ("mine: [", "configs.yaml is no YAML: while parsing"),
+        ("mine: gpt-4", "is a mapping of a name to its settings"),
+        ("", "is a mapping of a name to its settings"),
+    ],
+)
+def test_a_copy_of_an_annotator_that_is_not_whole_is_told_what_it_lacks(configs, words, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "configs.yaml").write_text(configs)
+    with pytest.raises(SettingsError, match=words):
+        annotate(OUTPUTS, REFERENCE, str(tmp_path / "mine"), Teacher("unnamed", ledger=str(tmp_path / "l.sqlite")))
+
+
+def test_every_annotator_of_the_package_is_whole():
+    names = [path.parent.name for path in CONFIGS.glob("*/configs.yaml")]
+    assert sum(map(is_asked_by_teacher, names)) > 3 and len(names) > 30
+
+
 def test_an_annotator_of_whom_nothing_can_be_read_is_shown_with_what_to_change(tmp_path):
     ledger = str(tmp_path / "ledger.sqlite")
     with Endpoint(lambda request: "Both are lovely.", models=("gpt-4",)) as endpoint:
@@ -262,7 +293,7 @@ def test_an_annotator_of_whom_nothing_can_be_read_is_shown_with_what_to_change(t
         for _ in range(2):  # the second time from the ledger
             with pytest.raises(TeacherError, match="none of 11 replies could be read") as found:
                 annotate(OUTPUTS, REFERENCE, "alpaca_eval_gpt4", teacher)
-            for words in ("'Both are lovely.'", "another `model_name`", f"to have them written anew remove {ledger}."):
+            for words in ("'Both are lovely.'", "another `model_name`", f"kept in {ledger}, and not asked"):
                 assert words in str(found.value)
         assert len(endpoint.requests) == COUNT - 1
 

@@ -416,13 +416,29 @@ def test_arguments_that_do_not_go_together_are_named(arguments, changes, words, 
 
 def test_the_recipe_asks_an_endpoint_in_one_process_and_goes_on_by_its_ledger(arguments, tuned, tmp_path, monkeypatch):
     module = load_recipe(monkeypatch, "generate")
-    settings = arguments(model=None, endpoint_model="tuned", base_url=tuned.url, temperature=0.3)
-    monkeypatch.setattr(sys, "argv", ["generate", *map(str, settings)])
+    settings_of = {"model": None, "endpoint_model": "tuned", "base_url": tuned.url, "temperature": 0.3}
+    monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments(**settings_of))])
     for _ in range(2):
         module.main()
         assert read_answers(tmp_path / "answers.jsonl")["answer"][0].startswith("You said: ")
         assert len(tuned.requests) == 5
     assert {(request["temperature"], request["max_tokens"]) for request in tuned.requests} == {(0.3, 16)}
+    by_hand = '{"question": "Why?", "answer": "Because."}\n'
+    for path, content, words in (
+        ("answers.jsonl", None, "holds answers of tuned, not of other behind an endpoint"),
+        ("own.jsonl", by_hand, "holds answers of somebody else"),
+    ):
+        if content:
+            (tmp_path / path).write_text(content)
+        before = (tmp_path / path).read_text()
+        line = arguments(**settings_of | {"name": "other", "output": str(tmp_path / path)})
+        monkeypatch.setattr(sys, "argv", ["generate", *map(str, line)])
+        with pytest.raises(SettingsError, match=words):
+            module.main()
+        assert (tmp_path / path).read_text() == before
+    monkeypatch.setattr(sys, "argv", ["generate", *map(str, line), "--overwrite", "true"])
+    module.main()
+    assert set(read_answers(tmp_path / path)["model"]) == {"other"}
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="is asked by one process"):
         module.main()

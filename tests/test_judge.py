@@ -13,7 +13,7 @@ from endpoint import Endpoint
 from hf_reflect import PROMPTS, Reply, Teacher, judge_pairs, read_scores, win_rate
 from hf_reflect.errors import DataError, SettingsError, TeacherError
 from hf_reflect.evaluation.answers import matched, read_answers, write_answers
-from hf_reflect.judge import rate_of, win_rates
+from hf_reflect.judge import check_judges, rate_of, win_rates
 from hf_reflect.prompts import JudgePrompt
 
 TABLE_4 = (ROOT / "recipes" / "README.md").read_text()
@@ -65,6 +65,11 @@ READ = {
     "[[8]] [[7]]": (8, 7),
     "8 | 7": (8, 7),
     "8\n7": (8, 7),
+    "Scores:\n8\n7": (8, 7),
+    "8，7": (8, 7),
+    "Assistant 1：8（clear）\nAssistant 2：6（short）": (8, 6),
+    "Assistant 1: 8 (helpful, accurate)\nAssistant 2: 7 (less so)": (8, 7),
+    "8,7\n1. The first is better.": (8, 7),
     "8/10\n7/10\nBecause.": (8, 7),
     "Both did well.\n\n8 7\n\nThe first …": (8, 7),
     "8 7. The first is better.": (8, 7),
@@ -106,6 +111,7 @@ READ = {
     "Rating scale: 1 10\nScores: 8 7": (8, 7),
 }
 BROKEN = [
+    *("8,5\n7,5", "8,5\n7\nweil", "Scores:\n8\n7\n9", "Assistant 1: 2 (errors)\nAssistant 2: 3 (errors)\nScores: 8 7"),
     *("", "   \n", "8", "8/10", "I cannot judge this.", "N/A N/A", "-1 -1", "80 90", "11 9", "10 9 8", "8,5 7", "8-7"),
     *("Assistant 1: 8 7", "Assistant 1: 8", "1. 8\n2. 7", "Both.\n8 7\nOn second thought\n7 8", "2023 10 9"),
     *("Assistant 1: 8\nAssistant 2: 7\nAssistant 1: 6", "8 7 9 are primes? No.", "eight seven", "8 7/100"),
@@ -398,6 +404,20 @@ def test_halves_of_surrogate_pairs_become_question_marks(tmp_path):
         assert judge_pairs([half], ["a"], ["b"], judge)["outcome"][:] == ["tie"]
 
 
+def test_neither_a_spent_budget_nor_a_filter_says_anything_about_a_judge(tmp_path):
+    filtered = {"status": 400, "body": {"error": {"message": "policy", "code": "content_filter"}}}
+    said = iter([filtered, {"text": "", "finish_reason": "content_filter"}, "Both are fine."])
+    with Endpoint(lambda request: next(said), models=("judge",)) as endpoint:
+        judge = Teacher("judge", base_url=endpoint.url, ledger=str(tmp_path / "judge.sqlite"), max_requests=0)
+        check_judges([judge], "Why?")
+        judge.max_requests = None
+        for question in ("Why?", "How?"):
+            check_judges([judge], question)
+        with pytest.raises(TeacherError, match="hold no two scores .*Both are fine"):
+            check_judges([judge], "When?")
+        assert len(endpoint.requests) == 3
+
+
 @pytest.mark.parametrize("reply", ["8 7", None, {"text": "8 7"}, Reply(None)])
 def test_a_callable_that_returns_no_replies_is_told_so(reply):
     with pytest.raises(TeacherError, match="a list of 8 `Reply`"):
@@ -449,6 +469,15 @@ def test_files_of_answers_are_matched_by_their_ids_whatever_their_order(tmp_path
     write_answers(tmp_path / "b.jsonl", rows(["x/3", "x/1", "x/2"], "b"))
     ours, theirs = matched(read_answers(tmp_path / "a.jsonl"), read_answers(tmp_path / "b.jsonl"))
     assert theirs["answer"][:] == ["b x/1", "b x/2", "b x/3"] and ours["test_set"][:] == ["x"] * 3
+
+
+def test_a_null_question_is_named_also_where_it_has_an_input(tmp_path):
+    path, row = tmp_path / "a.jsonl", {"instruction": "Go.", "input": "there", "output": "I went."}
+    path.write_text(json.dumps(row))
+    assert read_answers(path)["question"][:] == ["Go.\nthere"]
+    path.write_text(json.dumps(row | {"instruction": None}))
+    with pytest.raises(DataError, match="a row whose `question` is null"):
+        read_answers(path)
 
 
 def test_files_that_share_no_id_are_matched_by_the_question(tmp_path):

@@ -197,6 +197,11 @@ def test_means_are_those_of_the_judged_turns_alone(data, judge, judge_endpoint):
         ("Rating: [[7.5]], not [[3]]", 7.5),
         ("Rating: [9]", 9),
         ("See [2]. Rating: [[6]]", 6),
+        ("The matrix [[12]] is right. Rating: [[6]]", 6),
+        ("I give it a rating of [7].", 7),
+        ("Good.\n\n**[8]**\n", 8),
+        ("It begins at a[0], which", -1),
+        ("As said in [2]. Rating: 8", -1),
         ("[[10]]", 10),
         ("[[0]]", 0),
         ("Rating: [[5.]]", 5),
@@ -277,6 +282,24 @@ def test_neither_a_spent_budget_nor_a_filter_says_anything_about_a_judge(data, j
         judge_endpoint.answer = lambda request, answer=answer: answer
         check_judge(bench, judge)
     assert len(judge_endpoint.requests) == 2
+
+
+def test_files_hold_every_character_that_a_model_may_write(tmp_path):
+    turns = ["a\u2028b\u2029\x85\x0b\r\n", ""]
+    answer = {
+        "question_id": 1,
+        "answer_id": "x",
+        "model_id": "m",
+        "choices": [{"index": 0, "turns": turns}],
+        "tstamp": 1,
+    }
+    judgment = {"question_id": 1, "model": "m", "turn": 1, "judgment": turns[0], "score": 8, "tstamp": 1.0}
+    for _ in range(2):
+        save_answers(tmp_path / "answers.jsonl", [dict(answer)])
+        for model in ("m", "other"):
+            save_judgments(tmp_path / "judgments.jsonl", [judgment | {"model": model}])
+    (row,) = read_model_answers(tmp_path / "answers.jsonl")
+    assert row["choices"][0]["turns"] == turns
 
 
 def test_missing_judgments_are_counted_and_asked_for_again(data, judge, judge_endpoint):
@@ -387,6 +410,7 @@ def test_what_is_missing_is_named_before_anything_is_asked(data):
     ("changes", "words"),
     [
         ({"prompt_template": "Grade {answr}"}, r"wants to show \['answr'\]"),
+        ({"prompt_template": "Grade {answer"}, r"is no template: expected '}'"),
         ({"prompt_template": "Grade {ref_answer_1}"}, r"wants to show \['ref_answer_1'\]"),
         ({"output_format": "[[A]]"}, "not for a single"),
     ],

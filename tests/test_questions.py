@@ -180,6 +180,12 @@ def test_a_conversation_without_turns_is_no_question(tmp_path):
         load_questions("lima", written(tmp_path / "set.jsonl", rows))
 
 
+@pytest.mark.parametrize("path", [180, ["a.jsonl"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(DataError, match=r"'koala' is a path, a Hub id, or null for the Hub's own, not "):
+        load_test_sets({"koala": path})
+
+
 def test_other_columns_are_named_beside_those_of_the_set(tmp_path):
     path = written(tmp_path / "set.jsonl", [{"id": 1, "Instruction": "Why?"}])
     with pytest.raises(DataError) as error:

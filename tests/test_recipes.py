@@ -349,6 +349,14 @@ def test_a_killed_experiment_goes_on_with_what_is_missing(experiment, tmp_path, 
     ):
         with pytest.raises(SettingsError, match=words):
             run_recipe("ablation.py", experiment(**changes), monkeypatch)
+    # what another judge said earlier stays beside the table, until the answers are others
+    result = result_of(tmp_path)
+    result["judges"]["earlier"] = result["judges"]["teacher"]
+    (tmp_path / "run" / "ablation.json").write_text(json.dumps(result))
+    run_recipe("ablation.py", experiment(), monkeypatch)
+    assert set(result_of(tmp_path)["judges"]) == {"teacher", "earlier"}
+    run_recipe("ablation.py", experiment(learning_rate=0.1, overwrite=True), monkeypatch)
+    assert set(result_of(tmp_path)["judges"]) == {"teacher"}
 
 
 @pytest.mark.slow
@@ -399,7 +407,7 @@ def test_a_judge_of_no_use_is_found_before_anything_is_trained(experiment, serve
         run_recipe("ablation.py", experiment(judges=["nobody"]), monkeypatch)
     served.answer = lambda request: "Both are fine."
     with pytest.raises(
-        ReflectError, match=r"(?s)1 of 1 reviews .* hold no two scores .*to have them written anew remove"
+        ReflectError, match=r"(?s)1 of 1 reviews .* hold no two scores .*kept in .*ledger.sqlite and not"
     ):
         run_recipe("ablation.py", experiment(output_dir=str(tmp_path / "other")), monkeypatch)
     assert not list(tmp_path.glob("*/models"))

@@ -50,7 +50,8 @@ def read_answers(path: str | Path) -> Dataset:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not in UTF-8: {error}. Save it so.") from error
     if "input" in table.column_names:  # of an Alpaca-style row
-        columns["question"] = [question(*each) for each in zip(columns["question"], table["input"], strict=True)]
+        pairs = zip(columns["question"], table["input"], strict=True)
+        columns["question"] = [None if asked is None else question(asked, context) for asked, context in pairs]
     for name in ("question", "answer"):
         strange = [value for value in columns[name] if not isinstance(value, str | None)]
         if strange:

@@ -89,6 +89,8 @@ def load_questions(test_set: str, path: str | None = None, split: str | None = N
     Source: arXiv 2310.11716 and 2402.10110; the formats are those of the authors' files (tianyi-lab/Cherry_LLM,
     evaluation/test_data).
     """
+    if path is not None and not isinstance(path, str | Path):
+        raise DataError(f"The test set {test_set!r} is a path, a Hub id, or null for the Hub's own, not {path!r}.")
     published = TEST_SETS.get(test_set)
     if path is None and published is not None and published.hub is not None:
         path, split = published.hub[0], split or published.hub[1]

@@ -46,6 +46,8 @@ _ONE = re.compile(
 )
 # a list's "1." ends no sentence, and "Assistant 1:" no line
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?;])(?<!\d\.) |(?<!:)\n")
+_WIDE = str.maketrans("，、：／（）", ",,:/()")
+_COMMA = re.compile(r"\d+(?:,\d+)?")
 _OPEN_THINKING = re.compile(r"(?im)^[ \t]*<think(?:ing)?>")
 
 
@@ -65,9 +67,12 @@ def read_scores(review: str) -> Scores | None:
 def _read_text(text: str) -> Scores | None:
     lines = _lines(text)
     if first := _pair(lines[:1]):
+        if _COMMA.fullmatch(lines[0]) and len(lines) > 1 and _COMMA.fullmatch(lines[1]):
+            return None  # 8,5 above 7,5: one score a line, with a comma for the point
         return first  # as asked for; what the explanation says later is no score
     lines = [line for above, line in zip(["", *lines], lines, strict=False) if not _is_aspect(above)]
-    found = {pair for line in lines if (pair := _pair([line]))} | _stacked(lines)
+    is_headed = bool(lines) and lines[0].endswith(":") and _names_both(lines[0])
+    found = {pair for line in lines if (pair := _pair([line]))} | _stacked(lines[is_headed:])
     if begun := _pair(lines[:1], whole_line=False):  # the explanation follows on the same line
         found.add(begun)
     ours, theirs = _labelled(lines)
@@ -80,6 +85,8 @@ def _read_text(text: str) -> Scores | None:
 
 def _lines(text: str) -> list[str]:
     """Without markup, rules, and the edges of tables; any white space is one space."""
+    # what stands in parentheses behind a score explains it
+    text = re.sub(r"(?<=\d) ?\((?=[^\W\d_])(?!out of|of )", " – ", text.translate(_WIDE))
     lines = [" ".join(strip(_MARKUP.sub("", line)).split()).strip("| ") for line in text.splitlines()]
     return [line for line in lines if line.strip("|-:= ")]
 

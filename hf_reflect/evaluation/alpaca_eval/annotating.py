@@ -144,7 +144,24 @@ def _configuration(annotator: str) -> tuple[Path, Row]:
             f"The annotator {annotator!r} is neither a file or folder of yours nor one of alpaca-eval's. "
             + (f"Did you mean `{near[0]}`?" if near else f"Those are {', '.join(names)}.")
         )
-    return path, yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        configs = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The annotator {path} is no YAML: {' '.join(str(error).split())}") from error
+    if (
+        not isinstance(configs, dict)
+        or not all(isinstance(config, dict) for config in configs.values())
+        or not configs
+    ):
+        raise SettingsError(f"The annotator {path} is a mapping of a name to its settings, as alpaca-eval's are.")
+    for name, config in configs.items():
+        prompt = path.parents[1] / str(config.get("prompt_template"))  # where the package looks
+        if not prompt.is_file():
+            raise SettingsError(
+                f"The annotator {name!r} in {path} has the prompt_template {config.get('prompt_template')!r}, but "
+                f"{prompt} is no file. It is looked for from the folder above: write `{path.parent.name}/<its file>`."
+            )
+    return path, configs
 
 
 def _client(configs: Row) -> str:
@@ -208,6 +225,7 @@ def _of_no_use(annotator: str, replies: list[Reply], ledger: str | None) -> Teac
     return TeacherError(
         f"The annotator {annotator!r} judged nothing: none of {len(unread)} replies could be read, for example: "
         f"{shortened(unread[0], 200)!r}\nIts model does not keep to the form that its prompt asks for. Take a copy of "
-        "the annotator's folder with another `model_name`, or with more `max_tokens` if it thinks first. "
-        + (f"Replies that came are not asked for again; to have them written anew remove {ledger}." if ledger else "")
+        "the annotator's folder, `prompt_template` being that of the copy, with another `model_name`, or with more "
+        "`max_tokens` if it thinks first. "
+        + (f"Replies that came are kept in {ledger}, and not asked for again." if ledger else "")
     )

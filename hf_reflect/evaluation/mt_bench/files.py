@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ...columns import require_columns
 from ...errors import DataError, SettingsError
+from ...parsing.reply import shortened
 from ..answers import check_ids, write_answers
 
 Row = dict[str, Any]
@@ -77,7 +78,11 @@ def _check_prompt(prompts: dict[str, Row], name: str, turn: int, path: Path) -> 
         raise DataError(
             f"The prompt {name!r} in {path} asks for {prompt['type']} {form}, not for a single [[rating]]."
         )
-    fields = {field for _, field, _, _ in string.Formatter().parse(prompt["prompt_template"]) if field is not None}
+    try:
+        parts = list(string.Formatter().parse(prompt["prompt_template"]))
+    except ValueError as error:
+        raise DataError(f"The prompt {name!r} in {path} is no template: {error}. A brace is written twice.") from error
+    fields = {field for _, field, _, _ in parts if field is not None}
     there = _FIELDS[turn] | (_REFERENCES if "math" in name else set())
     if strange := sorted(fields - there):
         raise DataError(f"The prompt {name!r} in {path} wants to show {strange}; there are {sorted(there)}.")
@@ -100,12 +105,15 @@ def _read(path: Path, fields: tuple[str, ...]) -> list[Row]:
     if not path.exists():
         raise DataError(f"{path} does not exist. MT-Bench needs FastChat's files: see fastchat/llm_judge/data there.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # `splitlines` would also split at U+2028 and others that may stand in a JSON text
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise DataError(f"Line {number} of {path} is no JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise DataError(f"Line {number} of {path} is {shortened(line, 60)}, no object. Take FastChat's file.")
             require_columns(row, fields, f"Line {number} of {path}", "Take FastChat's file.")
             rows.append(row)
     if not rows:

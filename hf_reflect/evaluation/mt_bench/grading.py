@@ -18,7 +18,10 @@ from .files import Bench, Row, prompt_name, turns_of
 
 UNPARSED = -1  # FastChat's score of a judgment without one; shown and counted, never averaged
 HIGHEST = 10
-_RATINGS = tuple(re.compile(left + r"(\d+(?:\.\d*)?)" + right) for left, right in ((r"\[\[", r"\]\]"), (r"\[", r"\]")))
+_NUMBER = r"(\d+(?:\.\d*)?)"
+_RATING = re.compile(rf"\[\[{_NUMBER}\]\]")
+# [8] is a score behind that word or alone in the last line, and elsewhere an index or a source
+_SINGLE = re.compile(rf"(?i)\b(?:rating|score)\b[^\[\]\n]{{0,30}}\[{_NUMBER}\]|(?:^|\n)\W*\[{_NUMBER}\]\W*\Z")
 
 
 def grade(bench: Bench, answers: Iterable[Row], judge: Teacher, allow_missing: bool = False) -> list[Row]:
@@ -139,16 +142,18 @@ def _not_in_form(useless: list[str], answered: int, judge: Teacher) -> TeacherEr
 
 
 def read_score(judgment: str) -> float:
-    """The first [[8]] in a judgment, else the first [8]; -1 where there is none from 0 to 10.
+    """The first [[8]] from 0 to 10 in a judgment, else the first "Rating: [8]"; -1 where there is none.
 
-    FastChat also takes numbers above 10, which on this scale are no scores.
+    FastChat takes the first [[8]] and else the first [8], whatever it stands behind, and numbers above 10 too: an
+    index such as `a[0]` in a judgment that was cut off, which would be a score of 0 there, is none here.
     """
-    text = spoken(judgment, lambda rest: any(rating.search(rest) for rating in _RATINGS), lambda before: False)
-    for rating in _RATINGS:
-        if found := rating.search(text):
-            score = float(found[1])
-            return UNPARSED if score > HIGHEST else int(score) if "." not in found[1] else score
-    return UNPARSED
+    text = spoken(judgment, lambda rest: bool(_scores(rest)), lambda before: False)
+    return next(iter(_scores(text)), UNPARSED)
+
+
+def _scores(text: str) -> list[float]:
+    found = _RATING.findall(text) or ["".join(groups) for groups in _SINGLE.findall(text)]
+    return [float(number) if "." in number else int(number) for number in found if float(number) <= HIGHEST]
 
 
 def mean_scores(judgments: Iterable[Row], questions: Iterable[Row]) -> dict[str, Any]:
