@@ -1,5 +1,6 @@
 """One run of a recipe: its folder, who works and who waits, and what it says at the end."""
 
+import gc
 import hashlib
 import json
 import os
@@ -76,6 +77,8 @@ class Run:
         if self.is_first:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                if Path(self._lock.lock_file).exists():
+                    gc.collect()  # a run of this very process, a notebook's, that an error ended lets go of it
                 self._lock.acquire(timeout=0)
                 shutil.rmtree(self.work, ignore_errors=True)
                 self.work.mkdir()
