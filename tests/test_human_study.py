@@ -374,10 +374,13 @@ def rating(browser, tmp_path):
     write_study(items, tmp_path, title="Which is <i>better</i>?")
     url = (tmp_path / "rating_page.html").as_uri()
     browser.get(url)
-    browser.execute_script("localStorage.clear(); sessionStorage.clear()")
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(url)
+    for _ in range(5):  # Chromium may show a page what was there before it was cleared
+        browser.execute_script("localStorage.clear(); window.name = ''")
+        for log in ("browser", "performance"):
+            browser.get_log(log)
+        browser.get(url)
+        if not browser.execute_script("return localStorage.length"):
+            break
     yield browser, tmp_path, items
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
@@ -562,16 +565,19 @@ def test_the_newest_of_two_copies_holds(rating):
     browser, _, _ = rating
     start(browser, "Ann")
     press(browser, "1")
-    browser.execute_script("window.name = JSON.stringify({...localStorage})")
+    earlier = browser.execute_script("return JSON.stringify({...localStorage})")
     press(browser, "\ue014", "3")
     for changed in (
         "localStorage.clear()",
-        "Object.assign(localStorage, JSON.parse(window.name))",
+        f"Object.assign(localStorage, {earlier})",
         "for (const key of Object.keys(localStorage)) localStorage[key] = '{'",
     ):
         browser.execute_script(changed)
         browser.refresh()
         assert find(browser, "#rater").text == "Ann" and find(browser, "#rated").text == "2 of 6 rated", changed
+    browser.execute_script("window.name = 'of somebody else'")
+    press(browser, "1")
+    assert pressed(browser) == ["A"]
 
 
 def test_a_browser_without_a_store_says_so_and_still_saves(rating, downloads):
