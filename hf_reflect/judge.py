@@ -205,18 +205,27 @@ def judge_pairs(
 def check_judges(judges: Iterable[Teacher], question: str) -> None:
     """Have each write one review, before hours are spent on answers: a TeacherError where one is of no use.
 
-    The reviews stay in the ledger, so a second start asks nothing. They are asked for live, also where a judge takes
-    batch jobs, since one may last a day.
+    The reviews stay in the ledger, so a second start asks nothing.
     """
     for judge in judges:
-        live = replace(judge, mode="live")
-        live.check_ready()
-        (reply,) = live([PROMPTS["judge"].chat(question, "I do not know.", "Nor do I, but I would look it up.")])
-        judge.count(**live.stats)
-        # what a filter withheld, or a spent budget left out, says nothing about the judge
-        waived = error_code(reply.error or withheld(reply.finish_reason)) in ("refused", "budget")
-        if _read(reply) is None and not waived:
+        judge.check_ready()
+        chat = PROMPTS["judge"].chat(question, "I do not know.", "Nor do I, but I would look it up.")
+        reply = ask_beforehand(judge, chat)
+        if reply is not None and _read(reply) is None:
             raise _of_no_use([reply], 1, judge.max_failure_rate, judge.ledger)
+
+
+def ask_beforehand(judge: Teacher, chat: Chat) -> Reply | None:
+    """One reply of a judge, kept in its ledger and counted in its `stats`; None where it says nothing about the judge.
+
+    So do what a filter withheld, and what a spent budget left out. It is asked for live, also where the judge takes
+    batch jobs, since one may last a day.
+    """
+    live = replace(judge, mode="live")
+    (reply,) = live([chat])
+    judge.count(**live.stats)
+    is_waived = error_code(reply.error or withheld(reply.finish_reason)) in ("refused", "budget")
+    return None if is_waived else reply
 
 
 def require_asked(judged: "Dataset", judge: Teacher) -> None:

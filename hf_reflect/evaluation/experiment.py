@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..columns import SCORE_COLUMNS
@@ -183,23 +184,25 @@ def judging_takes(
         max_new_tokens: of an answer.
     """
     chats = [PROMPTS["judge"].chat(question, "", "") for question in questions]
+    calls = 2 * len(chats) * comparisons  # of one seed
+    read = 0.0  # bytes
+    for rows in sets.values():
+        lengths = {name: min(_mean_bytes(some), 4.0 * max_new_tokens) for name, some in rows.items()}
+        others = [length for name, length in lengths.items() if name != reference]
+        answers = lengths.get(reference, 0.0) + (fmean(others) if others else 0.0)
+        read += 2 * comparisons * sum(map(size, chats)) + calls * answers
     taken: dict[str, float] = dict.fromkeys(("calls", "prompt_tokens", "completion_tokens", "cost"), 0)
     for judge in judges if comparisons else ():
         with Ledger(judge.ledger) as ledger:
             estimate = Estimate(judge, ledger)
-            for rows in sets.values():
-                lengths = {name: min(_mean_bytes(some), 4.0 * max_new_tokens) for name, some in rows.items()}
-                others = [length for name, length in lengths.items() if name != reference]
-                answers = lengths.get(reference, 0.0) + (fmean(others) if others else 0.0)
-                calls = 2 * len(chats) * comparisons
-                estimate.add_guess(chats[0], calls, 2 * comparisons * sum(map(size, chats)) + calls * answers)
+            estimate.add_guess(chats[0], calls * len(sets), read)
             found = estimate.result()
         taken = {name: taken[name] + found[name] for name in taken}
     return taken
 
 
 def _mean_bytes(rows: Dataset) -> float:
-    return fmean(len(text.encode("utf-8", "replace")) for text in rows["response"])
+    return pc.mean(pc.binary_length(rows.with_format("arrow")[:]["response"])).as_py()
 
 
 def describe_set(rows: Dataset) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from ...errors import DataError, TeacherError
+from ...judge import ask_beforehand
 from ...pairs import error_code
-from ...parsing import withheld
 from ...parsing.reply import shortened, spoken
 from ...teacher import Chat, Teacher
 from ...teacher.replies import Reply
@@ -88,19 +87,14 @@ def grade(bench: Bench, answers: Iterable[Row], judge: Teacher, allow_missing: b
 def check_judge(bench: Bench, judge: Teacher) -> None:
     """Have the judge grade one made-up answer, before hours are spent on real ones.
 
-    Its reply stays in the ledger, so a second start asks nothing; `judge.stats` counts it. It is asked for live, also
-    where the judge takes batch jobs, since one may last a day. What a filter withheld, or a spent budget left out,
-    says nothing about the judge and is let pass.
+    Its reply stays in the ledger, so a second start asks nothing; see `ask_beforehand`.
 
     Raises:
         TeacherError: the judge cannot be asked, or its reply holds no score.
     """
     chat, _ = _chat(bench, bench.questions[0], ["I do not know."], 1)
-    live = replace(judge, mode="live")
-    (reply,) = live([chat])
-    judge.count(**live.stats)
-    error = reply.error or withheld(reply.finish_reason)
-    if error_code(error) in ("budget", "refused"):
+    reply = ask_beforehand(judge, chat)
+    if reply is None:
         return
     if reply.error:
         raise TeacherError(
