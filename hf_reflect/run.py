@@ -1,6 +1,5 @@
 """One run of a recipe: its folder, who works and who waits, and what it says at the end."""
 
-import gc
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from .columns import KEY_COLUMNS, is_usable
 from .errors import DataError, SettingsError
+from .files import write_whole
 from .pairs import PAIR_FEATURES, WAITING, error_code
 
 T = TypeVar("T")
@@ -73,12 +73,11 @@ class Run:
         self.launch = launch[0]
         self.summary: dict[str, Any] = {}
         self._settings: dict[str, dict[str, Any]] = {}  # of this launch, by section
-        self._lock = FileLock(self.folder / ".lock")
+        # one lock a process: a run that an error ended in this very one, a notebook, does not keep the next one out
+        self._lock = FileLock(self.folder / ".lock", is_singleton=True)
         if self.is_first:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if Path(self._lock.lock_file).exists():
-                    gc.collect()  # a run of this very process, a notebook's, that an error ended lets go of it
                 self._lock.acquire(timeout=0)
                 shutil.rmtree(self.work, ignore_errors=True)
                 self.work.mkdir()
@@ -105,9 +104,7 @@ class Run:
                 result = work()
             finally:
                 datasets.enable_caching()
-            part = ready.with_suffix(".part")
-            part.write_text(json.dumps(result))
-            part.rename(ready)
+            write_whole(ready, json.dumps(result))
             return result
         started = time.monotonic()
         while not ready.exists():
@@ -219,7 +216,7 @@ class Run:
         self.state.wait_for_everyone()
         if self.is_first:
             shutil.rmtree(self.work, ignore_errors=True)
-            self._lock.release()
+            self._lock.release(force=True)
         self.state.destroy_process_group()
 
     def _summarise(self) -> None:
@@ -228,9 +225,7 @@ class Run:
         settings = {name: value for table in tables for name, value in self._made_with(table).items()}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.summary = {"hash": digest, "settings": settings, **self.summary}
-        part = self.folder / ".summary.part"
-        part.write_text(json.dumps(self.summary, indent=2, ensure_ascii=False))
-        part.rename(self.folder / "summary.json")
+        write_whole(self.folder / "summary.json", json.dumps(self.summary, indent=2, ensure_ascii=False))
         print_summary(self.summary, self.folder)
 
 

@@ -27,6 +27,7 @@ from hf_reflect.evaluation import comparison, experiment
 from hf_reflect.evaluation.answers import matched, read_answers, write_answers
 from hf_reflect.evaluation.generation import generate_answers, load_student
 from hf_reflect.evaluation.questions import load_test_sets
+from hf_reflect.files import write_whole
 from hf_reflect.judge import check_judges, require_asked
 from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of, release
 from hf_reflect.run import Run, content_digest, cost_of, describe_student, describe_training, tokens_of
@@ -230,7 +231,7 @@ def main() -> None:
                     outcomes[name].append(pairs["outcome"][:])
             found["judges"][judge] = {n: each._asdict() for n, each in comparison.differences(outcomes).items()}
             # after each judge: another may fail
-            (run.folder / "ablation.md").write_text(words := in_words(found, len(questions)))
+            write_whole(run.folder / "ablation.md", words := in_words(found, len(questions)))
             experiment.put(result, found, settings=made_with)
         print(f"\n{words}\nWritten: {run.folder / 'ablation.md'}, ablation.json, answers/, judged/\n", flush=True)
 

@@ -16,6 +16,7 @@ from hf_reflect.arguments import parse_arguments
 from hf_reflect.errors import SettingsError
 from hf_reflect.evaluation.answers import read_answers
 from hf_reflect.evaluation.human_study import GUIDANCE, OUTCOMES, TITLE, read_ratings, sample_items, write_study
+from hf_reflect.files import write_whole
 from hf_reflect.launch import main_of
 
 
@@ -62,9 +63,7 @@ def main() -> None:
         print(f"  key   {folder / 'key.json'}  keep it: it says which answer is whose\n")
         return
     result = read_ratings(study.ratings, folder / "key.json", study.partial)
-    part = folder / ".result.part"
-    part.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    part.rename(folder / "result.json")
+    write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
     print_result(result)
     print(f"  result  {folder / 'result.json'}\n")
 

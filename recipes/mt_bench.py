@@ -29,6 +29,7 @@ from hf_reflect.evaluation.mt_bench import (
     save_answers,
     save_judgments,
 )
+from hf_reflect.files import write_whole
 from hf_reflect.launch import main_of
 from hf_reflect.templates import check_template
 
@@ -147,7 +148,7 @@ def main() -> None:
     save_judgments(files / "model_judgment" / f"{graded_by}_single.jsonl", judgments)
     scores = mean_scores(judgments, bench.questions)
     result = folder / f"{file_name(model_id)}.{graded_by}.json"
-    result.write_text(json.dumps({"model": model_id, "judge": asked.judge_model, **scores}, indent=2))
+    write_whole(result, json.dumps({"model": model_id, "judge": asked.judge_model, **scores}, indent=2))
     calls, of_them = judge.stats, "" if asked.answers else "; one of them before the answers, to see that it grades"
     print(f"\n  {model_id}, graded by {asked.judge_model}\n\n{describe_scores(scores)}\n")
     print(f"  judge calls   {calls['asked']} asked, {calls['reused']} reused{of_them}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hf_reflect.arguments import parse_arguments
 from hf_reflect.evaluation.leaderboard import BENCHMARKS, evaluate, read_benchmarks
+from hf_reflect.files import write_whole
 from hf_reflect.launch import main_of
 
 
@@ -46,11 +47,8 @@ def main() -> None:
     if found is None:  # rank 0 has it
         return
     folder = Path(asked.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / ".results.json.part"
     # configurations in lm-eval's own result hold functions
-    part.write_text(json.dumps({"model": asked.model, **found}, indent=2, default=str), encoding="utf-8")
-    part.rename(folder / "results.json")
+    write_whole(folder / "results.json", json.dumps({"model": asked.model, **found}, indent=2, default=str))
     widths = [max(len(name), 6) for name in found["table"]]
     for row in (list(found["table"]), [f"{value:.2f}" for value in found["table"].values()]):
         print("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))

@@ -22,6 +22,7 @@ from hf_reflect.evaluation.alpaca_eval import (
     write_outputs,
 )
 from hf_reflect.evaluation.answers import read_answers
+from hf_reflect.files import write_whole
 from hf_reflect.launch import main_of
 from hf_reflect.teacher import Teacher
 
@@ -132,10 +133,7 @@ def report(metrics: dict[str, Any], folder: Path, made_with: dict[str, Any], jud
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    part.rename(path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

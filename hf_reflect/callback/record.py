@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from ..columns import KEY_COLUMNS
 from ..errors import DataError, SettingsError
+from ..files import write_whole
 
 SELECTION = "selection.json"
 STATE = (
@@ -67,10 +68,7 @@ def places_of(rows: dict[str, list[str]], table: Dataset) -> list[int]:
 
 def write(folder: Path, selection: dict[str, Any]) -> None:
     """Whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{SELECTION}.part"
-    part.write_text(json.dumps(selection))
-    part.replace(folder / SELECTION)
+    write_whole(folder / SELECTION, json.dumps(selection))
 
 
 def read(checkpoint: Path, output_dir: Path) -> tuple[dict[str, Any] | None, str | None]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from datasets import Dataset, Features, Value
 
 from ..columns import question, require_columns
 from ..errors import DataError
+from ..files import write_whole
 from ..launch import load_table
 from ..parsing.reply import shortened
 
 ANSWER_FEATURES = Features(
     {name: Value("string") for name in ("question_id", "question", "category", "test_set", "answer", "model")}
 )
-_SHOWN = 5  # ids in a message
 # what other tools call the columns, AlpacaEval's first
 _ALSO = {
     "question": ("instruction", "prompt"),
@@ -76,19 +76,14 @@ def answer_to(asked: Mapping[str, Any], **more: str | None) -> dict[str, Any]:
 
 def write_answers(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows of answers, whole or not at all; columns as `read_answers` gives them, and others."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    part.rename(path)
+    write_whole(Path(path), "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def check_ids(ids: Iterable[str], who: str, remedy: str = "give them ids of their own") -> None:
     """Raise a DataError if an id stands there twice."""
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise DataError(
-            f"{who} hold {len(twice)} question{'s' * (len(twice) > 1)} more than once: {_listed(twice)}. Leave one "
+            f"{who} hold {len(twice)} question{'s' * (len(twice) > 1)} more than once: {listed(twice)}. Leave one "
             f"row for each, or {remedy}."
         )
 
@@ -108,7 +103,7 @@ def matched(ours: Dataset, theirs: Dataset) -> tuple[Dataset, Dataset]:
         missing = [i for i, answer in zip(table["question_id"], table["answer"], strict=True) if answer is None]
         if missing:
             raise DataError(
-                f"The answers `{name}` lack an answer to {len(missing)} of {len(table)} questions: {_listed(missing)}."
+                f"The answers `{name}` lack an answer to {len(missing)} of {len(table)} questions: {listed(missing)}."
                 " Generate them again (what is there is kept), or leave these questions out of both."
             )
     by = "question_id"
@@ -123,7 +118,7 @@ def matched(ours: Dataset, theirs: Dataset) -> tuple[Dataset, Dataset]:
         for name, other in (("ours", "theirs"), ("theirs", "ours"))
     }
     if any(only.values()):
-        found = "; ".join(f"only `{name}` has {len(some)}: {_listed(some)}" for name, some in only.items() if some)
+        found = "; ".join(f"only `{name}` has {len(some)}: {listed(some)}" for name, some in only.items() if some)
         raise DataError(
             f"The two models were not asked the same questions ({found}), so they cannot be compared. Generate both "
             "from the same test sets."
@@ -138,6 +133,7 @@ def matched(ours: Dataset, theirs: Dataset) -> tuple[Dataset, Dataset]:
     return ours, theirs
 
 
-def _listed(ids: list[str]) -> str:
-    shown = ", ".join(repr(shortened(str(name), 60)) for name in ids[:_SHOWN])
-    return shown + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+def listed(ids: Sequence[str], most: int = 5) -> str:
+    """The first of them, as a message can hold them, and how many more there are."""
+    shown = ", ".join(repr(shortened(str(name), 60)) for name in ids[:most])
+    return shown + (f" and {len(ids) - most} more" if len(ids) > most else "")

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from ..columns import SCORE_COLUMNS
 from ..errors import DataError, SettingsError
+from ..files import write_whole
 from ..ledger import Ledger
 from ..prompts import PROMPTS
 from ..run import content_digest, describe_selected
@@ -283,9 +284,6 @@ def made_with(result: Path) -> dict[str, Any]:
 
 def put(result: Path, content: Any = None, **sections: Any) -> None:
     """Say how a result is made, and then write it as JSON, unless somebody else does."""
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.with_name(f"{result.name}.made_with.json").write_text(json.dumps(sections, indent=2))
+    write_whole(result.with_name(f"{result.name}.made_with.json"), json.dumps(sections, indent=2))
     if content is not None:
-        part = result.with_name(f".{result.name}.part")
-        part.write_text(json.dumps(content, indent=2))
-        part.rename(result)
+        write_whole(result, json.dumps(content, indent=2))

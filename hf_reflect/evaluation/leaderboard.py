@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..errors import DataError, SettingsError
+from ..launch import first_line
 
 _FORM = "`name:shots:metric`, such as `arc_challenge:25:acc_norm`, or a mapping with `task`, `shots` and `metric`"
 
@@ -150,7 +151,7 @@ def _load(manager: Any, benchmark: Benchmark) -> tuple[list[Any], list[str]]:
         loaded = manager.load([benchmark.task])
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"The data of the task {benchmark.task!r} cannot be loaded: {_first_line(error)}\nBe online, or give a "
+            f"The data of the task {benchmark.task!r} cannot be loaded: {first_line(error)}\nBe online, or give a "
             "folder with a YAML of that task and its data as `include_path`."
         ) from error
     for name, task in loaded["tasks"].items():
@@ -183,7 +184,7 @@ def _student(model: str, dtype: str, batch_size: int | str, device: str, trust_r
         student = HFLM(pretrained=model, **settings)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The model {model!r} cannot be loaded: {_first_line(error)}\nGive a folder of `save_pretrained` with its "
+            f"The model {model!r} cannot be loaded: {first_line(error)}\nGive a folder of `save_pretrained` with its "
             "tokenizer, or the id of a model on the Hub (and be online, and logged in where it is gated)."
         ) from error
     if student.world_size != processes:
@@ -209,7 +210,3 @@ def _package() -> Any:
             "'hf_reflect[eval]'`."
         ) from error
     return lm_eval
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

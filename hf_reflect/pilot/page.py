@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..files import write_whole
 from ..selection import VARIANTS, Decision, decide, select_top
 from .choosing import COINS, COMPARED, DEALS, SCORES, in_words
 from .tables import by_row, some_of
@@ -122,10 +123,8 @@ def write_pilot(folder: Path, pilot: Mapping[str, Any], side_by_side: list[dict[
     page = environment.get_template("page.html").render(
         **pilot, examples=side_by_side, scores=SCORES, compared=COMPARED, coins=COINS, deals=DEALS, **more
     )
-    for name, text in (("pilot.json", json.dumps(_finite(pilot), indent=1, ensure_ascii=False)), ("pilot.html", page)):
-        part = folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8", errors="replace")
-        part.rename(folder / name)
+    write_whole(folder / "pilot.json", json.dumps(_finite(pilot), indent=1, ensure_ascii=False))
+    write_whole(folder / "pilot.html", page)
 
 
 def _scales(pilot: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

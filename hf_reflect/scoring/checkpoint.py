@@ -5,14 +5,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import SettingsError
+from ..files import whole_file
 from .plan import Bin
 from .processes import Processes
 
@@ -89,7 +89,7 @@ class Checkpoint:
             self.before = {"student": self.description, "tokens_per_batch": limit, "shares": shares}
             if self.processes.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with _whole(self.folder / _MANIFEST) as file:
+                with whole_file(self.folder / _MANIFEST) as file:
                     file.write(json.dumps(self.before, indent=2).encode())
         self.processes.gather(None)  # nobody looks at the folder before it is there
         return self.before["tokens_per_batch"], self.before["shares"]
@@ -130,20 +130,9 @@ class Checkpoint:
         rows = np.concatenate([done.rows for done, _ in self._waiting])
         values = np.concatenate([some for _, some in self._waiting])
         share, number = packs[0]
-        with _whole(self.folder / f"losses-{share:04d}-{number:07d}.npz") as file:
+        with whole_file(self.folder / f"losses-{share:04d}-{number:07d}.npz") as file:
             np.savez(file, packs=packs, rows=rows, values=values, of=np.array(self._of))
         self._waiting, self._written = [], time.monotonic()
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears when all of it is on the disk, or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def digest_of_weights(model: Any) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..columns import is_usable, question
 from ..errors import SettingsError
+from ..launch import first_line
 
 
 def load_encoder(encoder: Any, device: str) -> Any:
@@ -27,7 +28,7 @@ def load_encoder(encoder: Any, device: str) -> Any:
         return SentenceTransformer(encoder, device=device)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"The sentence encoder {encoder!r} cannot be loaded: {str(error).strip().splitlines()[0]}\nGive the id of "
+            f"The sentence encoder {encoder!r} cannot be loaded: {first_line(error)}\nGive the id of "
             "a Sentence-BERT model on the Hub, such as 'sentence-transformers/all-MiniLM-L6-v2', or a local folder."
         ) from error
 

@@ -175,7 +175,7 @@ def _reads_a_chat(path: Path, configs: Row) -> bool:
     config = next(iter(configs.values()))
     settings = config.get("completions_kwargs") or {}
     prompt = path.parents[1] / config["prompt_template"]
-    is_chat = prompt.is_file() and prompt.read_text(encoding="utf-8").strip().startswith("<|im_start|>")
+    is_chat = prompt.read_text(encoding="utf-8").strip().startswith("<|im_start|>")
     is_text = config.get("completion_key", "completions") == "completions"
     plain = {"model_name"} <= set(settings) <= _OF_A_CHAT
     return len(configs) == 1 and _client(configs) == "openai_completions" and is_chat and is_text and plain

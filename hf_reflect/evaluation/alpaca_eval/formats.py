@@ -8,6 +8,7 @@ from typing import Any
 
 from ...columns import require_columns
 from ...errors import DataError
+from ...files import write_whole
 from ...launch import first_line
 from ...parsing.reply import shortened
 from ..answers import read_answers
@@ -29,11 +30,7 @@ def write_outputs(answers: Iterable[Mapping[str, Any]], path: str | Path, genera
         DataError: answers of two models, or of none that is named; missing ones; a question that stands there twice.
     """
     outputs = _as_outputs(answers, generator, "The answers")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(outputs, ensure_ascii=False, indent=2), encoding="utf-8")
-    part.rename(path)
+    write_whole(Path(path), json.dumps(outputs, ensure_ascii=False, indent=2))
     return outputs
 
 

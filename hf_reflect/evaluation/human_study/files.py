@@ -1,7 +1,6 @@
 """The key of a study and the files that raters saved: JSON, checked as it is read."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from ...errors import DataError
 from ...parsing.reply import shortened
 
 KEY, RATINGS = "hf_reflect key 1", "hf_reflect ratings 1"
-_SHOWN = 10  # ids in a message
 
 
 def read(path: str | Path, kind: str) -> dict[str, Any]:
@@ -35,8 +33,3 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
 def shown(value: Any) -> str:
     """A value as a message can hold it."""
     return repr(shortened(value, 60) if isinstance(value, str) else value)
-
-
-def listed(ids: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    return ", ".join(map(shown, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")

@@ -10,8 +10,9 @@ from datasets import Dataset, Features, Value
 
 from ...columns import require_columns
 from ...errors import DataError, SettingsError
-from ..answers import matched
-from .files import KEY, RATINGS, listed, read
+from ...files import write_whole
+from ..answers import listed, matched
+from .files import KEY, RATINGS, read
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def sample_items(ours: Dataset, theirs: Dataset, per_category: int = 4, seed: in
         rows.append(row | {"ours": "A" if a == "ours" else "B"})
     items = Dataset.from_list(rows, features=ITEM_FEATURES)
     if telling := [row["question_id"] for row in rows if _names_a_model(row)]:
-        logger.warning("Raters may guess who is who: a model is named in an answer to %s.", listed(telling))
+        logger.warning("Raters may guess who is who: a model is named in an answer to %s.", listed(telling, most=10))
     return items
 
 
@@ -145,9 +146,6 @@ def write_study(
     page = environment.get_template("rating_page.html").render(
         title=title, guidance=guidance, study={"id": study, "format": RATINGS, "items": rated}
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("key.json", json.dumps(key, indent=1, ensure_ascii=False)), ("rating_page.html", page)):
-        part = folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.rename(folder / name)
+    write_whole(folder / "key.json", json.dumps(key, indent=1, ensure_ascii=False))
+    write_whole(folder / "rating_page.html", page)
     return study

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...errors import DataError, SettingsError
 from ...judge import OUTCOMES, rate_of
-from .files import KEY, RATINGS, listed, read, shown
+from ..answers import listed
+from .files import KEY, RATINGS, read, shown
 
 VOTES = ("A", "tie", "B")
 
@@ -48,7 +49,7 @@ def read_ratings(paths: str | Path | Sequence[str | Path], key: str | Path, part
     left_out = {rater: [name for name in items if name not in given] for rater, given in votes.items()}
     dropped = [name for name in items if any(name in some for some in left_out.values())]
     if dropped and partial == "raise":
-        found = "; ".join(f"{rater} left out {listed(some)}" for rater, some in left_out.items() if some)
+        found = "; ".join(f"{rater} left out {listed(some, most=10)}" for rater, some in left_out.items() if some)
         raise DataError(
             f"Not all {len(items)} items were rated by all: {found}. Ask for the rest, or leave these items out for "
             "all raters with `partial`: drop."
