@@ -11,7 +11,8 @@ from datasets import Dataset, DatasetDict
 from hf_reflect import select
 from hf_reflect.errors import DataError
 from hf_reflect.pairs import PAIR_FEATURES
-from hf_reflect.published import PUBLISHED, SPLITS, Published, check_published, load_published, main
+from hf_reflect.published import PUBLISHED, SPLITS, Published, check_published, load_published
+from hf_reflect.published.__main__ import main
 
 VARIANTS = ["original", "instruction", "response", "instruction+response"]
 LOSSES = (
