@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reflect import ledger as ledger_module
 from hf_reflect.errors import DataError
 from hf_reflect.ledger import Ledger, Limits, request_key
+from hf_reflect.ledger import file as ledger_file
 from hf_reflect.ledger.__main__ import main
 
 
@@ -317,7 +317,7 @@ def refused(path, words):
 
 def test_a_schema_1_ledger_is_upgraded_with_its_replies(path, capsys):
     with sqlite3.connect(path) as database:
-        for statement in ledger_module._SCHEMAS[0].split(";"):
+        for statement in ledger_file._SCHEMAS[0].split(";"):
             database.execute(statement)
         # its keys were hashes of the request as JSON throughout
         text = json.dumps(request(1), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
