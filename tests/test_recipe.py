@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import re
@@ -11,13 +12,14 @@ from subprocess import PIPE
 import datasets
 import pytest
 import yaml
-from conftest import ROOT, ROWS
+from conftest import ROOT, ROWS, load_recipe
 from endpoint import Endpoint, rewriting
 from filelock import FileLock
 from launching import command, kill_when, on_cpu
 
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
+from hf_reflect.launch import main_of
 
 RECIPE = "recipes/srecycle_wizardlm.py"
 
@@ -49,6 +51,25 @@ def said(done):
     """What the recipe itself said: the last paragraph, after progress bars and other libraries' warnings."""
     assert done.returncode != 0 and "Traceback" not in done.stderr
     return done.stderr.strip().rsplit("\n\n", 1)[-1].splitlines()
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """`refused(*arguments)` is what `said` has of a run that is refused, in this process: a start takes 6 seconds."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    def refusal(*arguments):
+        recipe = load_recipe(monkeypatch, "srecycle_wizardlm")
+        monkeypatch.setattr(sys, "argv", [RECIPE, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main_of(recipe.main)
+        done = subprocess.CompletedProcess(sys.argv, ended.value.code, stderr=capsys.readouterr().err)
+        del ended
+        gc.collect()  # its folder is free for other processes
+        return said(done)
+
+    return refusal
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +215,7 @@ def test_the_run_trains_as_a_trainer_that_was_given_selected(settings, student, 
 
 
 @pytest.mark.slow
-def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
+def test_stages_one_by_one_end_where_one_run_does(settings, refused, endpoint, tmp_path):
     assert run("--config", settings()).returncode == 0
     apart = str(tmp_path / "apart")
     for stage in ("recycle", "select", "train"):
@@ -211,7 +232,7 @@ def test_stages_one_by_one_end_where_one_run_does(settings, endpoint, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert summary(other)["selected"]["keys"] == summary(apart)["selected"]["keys"]
-    lines = said(run("--config", settings(candidates=f"{other}/candidates", stage="select")))
+    lines = refused("--config", settings(candidates=f"{other}/candidates", stage="select"))
     assert "`data.dataset` was" in lines[0]
     assert run("--config", settings(output_dir=apart)).returncode == 0
     assert len(endpoint.requests) == 24 and set(summary(apart)["settings"]) == {
@@ -244,10 +265,10 @@ def test_only_the_rows_that_the_student_finds_hardest_are_recycled(settings, end
 
 
 @pytest.mark.slow
-def test_preselecting_does_not_replace_what_was_made_from_all_rows(settings, endpoint, tmp_path):
+def test_preselecting_does_not_replace_what_was_made_from_all_rows(settings, refused, endpoint, tmp_path):
     assert run("--config", settings(stage="recycle")).returncode == 0
     before = datasets.load_from_disk(tmp_path / "run" / "candidates")
-    lines = said(run("--config", settings(stage="recycle", preselect_share=0.5)))
+    lines = refused("--config", settings(stage="recycle", preselect_share=0.5))
     assert "holds the results of another run, without `preselect_share`" in lines[0]
     assert len(datasets.load_from_disk(tmp_path / "run" / "candidates")) == len(before) == 32
     done = run("--config", settings(stage="recycle", preselect_share=0.5), "--overwrite", "true")
@@ -256,12 +277,12 @@ def test_preselecting_does_not_replace_what_was_made_from_all_rows(settings, end
 
 
 @pytest.mark.slow
-def test_rows_preselected_without_a_score_need_no_student(settings, endpoint, tmp_path):
+def test_rows_preselected_without_a_score_need_no_student(settings, refused, endpoint, tmp_path):
     config = settings(preselect_share=0.25, preselect_by="longest", stage="recycle", model_name_or_path="absent")
     done = run("--config", config)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(endpoint.requests) == 6 and "Of 8 rows 2 are recycled, the first by longest." in done.stdout
-    lines = said(run("--config", settings(preselect_share=0.5, preselect_by="longest", stage="recycle")))
+    lines = refused("--config", settings(preselect_share=0.5, preselect_by="longest", stage="recycle"))
     assert "`data.preselect_share` was 0.25 and is now 0.5" in lines[0]
     table = datasets.load_from_disk(tmp_path / "run" / "candidates")
     longest = sorted((row["output"] for row in ROWS), key=len)[-2:]
@@ -278,12 +299,14 @@ def test_an_estimate_asks_nothing(settings, endpoint):
 
 
 @pytest.mark.slow
-def test_other_settings_are_refused_with_the_first_difference_unless_overwriting(settings, endpoint, tmp_path):
+def test_other_settings_are_refused_with_the_first_difference_unless_overwriting(
+    settings, refused, endpoint, tmp_path
+):
     assert run("--config", settings(max_steps=1)).returncode == 0
     before = summary(tmp_path / "run")
-    lines = said(run("--config", settings(stage="select", rule="longest")))
+    lines = refused("--config", settings(stage="select", rule="longest"))
     assert len(lines) <= 3 and "`selection.rule` was 'paper' and is now 'longest'" in lines[0]
-    lines = said(run("--config", settings(temperature=0.5)))
+    lines = refused("--config", settings(temperature=0.5))
     assert "`teacher.temperature` was 0.0 and is now 0.5" in lines[0] and "--overwrite true" in lines[1]
     assert summary(tmp_path / "run") == before and len(endpoint.requests) == 24
     done = run("--config", settings(stage="select", rule="longest"), "--overwrite", "true")
@@ -379,10 +402,10 @@ def test_of_two_processes_one_speaks(settings):
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_no_runs_is_left_alone(settings, tmp_path):
+def test_a_folder_that_is_no_runs_is_left_alone(settings, refused, tmp_path):
     (tmp_path / "run" / "candidates").mkdir(parents=True)
     (tmp_path / "run" / "candidates" / "mine.txt").write_text("precious")
-    lines = said(run("--config", settings()))
+    lines = refused("--config", settings())
     assert "holds the results of another run" in lines[0]
     assert (tmp_path / "run" / "candidates" / "mine.txt").read_text() == "precious"
 
@@ -396,7 +419,7 @@ def test_one_run_at_a_time_uses_a_folder(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_mappings_fit_on_the_command_line(settings, endpoint, tmp_path):
+def test_mappings_fit_on_the_command_line(settings, refused, endpoint, tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"ask": "Why?", "say": "Because.", "source": "x"}) + "\n")
     names = "{ask: instruction, say: output, source: origin}"
     done = run("--config", settings(stage="recycle"), "--rename_columns", names, "--extra_body", '{"seed": 7}')
@@ -404,7 +427,7 @@ def test_mappings_fit_on_the_command_line(settings, endpoint, tmp_path):
     assert all(request["seed"] == 7 for request in endpoint.requests)
     assert datasets.load_from_disk(tmp_path / "run" / "candidates")["origin"][:] == ["x"] * 4
     for names, words in (("{asks: x}", "'asks'"), ("ask", "is a mapping")):
-        assert words in said(run("--config", settings(stage="recycle"), "--rename_columns", names))[0]
+        assert words in refused("--config", settings(stage="recycle"), "--rename_columns", names)[0]
 
 
 @pytest.mark.slow
@@ -520,7 +543,7 @@ def test_selective_stages_one_by_one_end_where_one_run_does(settings, endpoint, 
 
 
 @pytest.mark.slow
-def test_selective_candidates_are_for_one_student_and_rule(settings, endpoint, tmp_path):
+def test_selective_candidates_are_for_one_student_and_rule(settings, refused, endpoint, tmp_path):
     ours = {"reflect": "selective", "max_steps": 1}
     assert run("--config", settings(**ours)).returncode == 0
     before = summary(tmp_path / "run")
@@ -533,7 +556,7 @@ def test_selective_candidates_are_for_one_student_and_rule(settings, endpoint, t
         ({"candidates": f"{tmp_path}/other/candidates"}, "nothing is asked"),
         ({"rule": "longest"}, "`reflect: all`"),
     ):
-        lines = said(run("--config", settings(**ours | changes)))
+        lines = refused("--config", settings(**ours | changes))
         assert len(lines) <= 3 and words in lines[0]
     assert summary(tmp_path / "run") == before and len(endpoint.requests) == 16
     done = run("--config", settings(**ours, rule="r_ifd"), "--overwrite", "true")
@@ -547,13 +570,13 @@ def test_selective_candidates_are_for_one_student_and_rule(settings, endpoint, t
 
 
 @pytest.mark.slow
-def test_a_kill_between_choice_and_responses_costs_neither(settings, student, endpoint, tmp_path):
+def test_a_kill_between_choice_and_responses_costs_neither(settings, refused, student, endpoint, tmp_path):
     endpoint.latency = 0.5
     config = settings(reflect="selective", max_steps=1, max_concurrency=1)
     kill_when(lambda: len(endpoint.requests) >= 11, command(RECIPE, "--config", config))
     assert len(endpoint.requests) == 11 and not (tmp_path / "run" / "candidates").exists()
     made = (tmp_path / "run" / "instructions" / "made_with.json").stat().st_mtime_ns
-    assert "`reflect.rule` was" in said(run("--config", settings(reflect="selective", rule="ifd")))[0]
+    assert "`reflect.rule` was" in refused("--config", settings(reflect="selective", rule="ifd"))[0]
 
     endpoint.latency = 0.0
     done = run("--config", settings(reflect="selective", max_steps=1))
