@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .prompts import PROMPTS as PROMPTS
     from .prompts import ReflectionPrompt as ReflectionPrompt
     from .reflection import ReflectionTransform as ReflectionTransform
+    from .report import statistics as statistics
     from .scoring import StudentScorer as StudentScorer
     from .selection import RULES as RULES
     from .selection import select as select
@@ -43,6 +44,7 @@ _HOME = {
     "read_scores": "judge",
     "select": "selection",
     "select_top": "selection",
+    "statistics": "report",
     "to_messages": "templates",
     "to_pairs": "pairs",
     "to_prompt_completion": "templates",

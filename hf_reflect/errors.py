@@ -3,8 +3,9 @@
 ReflectError                    everything below; a recipe prints its message without a traceback
 ├── DataError (ValueError)      the data, or how it was described
 ├── SettingsError (ValueError)  an argument, or arguments that do not go together
-└── TeacherError (RuntimeError) the endpoint cannot be used, or too many replies are unusable
-    └── BudgetExceeded          a limit of the ledger was reached and `on_budget="raise"`
+├── TeacherError (RuntimeError) the endpoint cannot be used, or too many replies are unusable
+│   └── BudgetExceeded          a limit of the ledger was reached and `on_budget="raise"`
+└── HubError (RuntimeError)     the Hub does not let us, or cannot be reached; nothing there has changed
 """
 
 
@@ -26,6 +27,10 @@ class TeacherError(ReflectError, RuntimeError):
 
 class BudgetExceeded(TeacherError):
     """A limit on requests, tokens or money was reached."""
+
+
+class HubError(ReflectError, RuntimeError):
+    """The Hub does not let us read or write, or cannot be reached; what is there is as it was."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -136,6 +136,8 @@ class ReflectionTransform:
 
     def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
+        # by all replies that the last `prefetch` saw, asked now or reused
+        self.took: dict[str, float] = {"replies": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0}
         self._failed: dict[str, Reply] = {}  # by the ledger's key, from the last `prefetch`
         self._sampling: dict[int, tuple[dict[str, Any], Keys]] = {}  # the teacher's, by attempt, for one call
         # a rewrite stands below its parent, perhaps in the next batch: the last keys made
@@ -252,9 +254,11 @@ class ReflectionTransform:
         """Ask everything that `map` over `dataset` would, in one continuous stream into the ledger.
 
         So no slow reply holds up a batch; the `map` after it only replays. Returns the numbers of this call: asked,
-        reused, failed, prompt_tokens, completion_tokens, cost. Any other callable than a Teacher keeps no ledger and
-        is left to `map`.
+        reused, failed, prompt_tokens, completion_tokens, cost (of the asked); `took` has replies, prompt_tokens,
+        completion_tokens and cost of all, also of the reused. Any other callable than a Teacher keeps no ledger and is
+        left to `map`.
         """
+        self.took = dict.fromkeys(self.took, 0)
         if not isinstance(self.teacher, Teacher):
             return no_stats()
         teacher, before = self.teacher, self.teacher.stats
@@ -272,6 +276,11 @@ class ReflectionTransform:
         def judge(attempt: _Attempt, reply: Reply) -> Verdict:
             if reply.error:
                 self._failed[self._ask(attempt).key] = reply
+            else:
+                self.took["replies"] += 1
+                self.took["prompt_tokens"] += reply.prompt_tokens
+                self.took["completion_tokens"] += reply.completion_tokens
+                self.took["cost"] += teacher.cost(reply.prompt_tokens, reply.completion_tokens)
             return self._judge(attempt, reply, finish)
 
         asks = (self._ask(_Attempt(parent)) for parent in self._walk(dataset) if parent.is_usable)

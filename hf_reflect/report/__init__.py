@@ -1,0 +1,5 @@
+"""What happened to the data: the papers' statistics of it, and one page on which people look at it."""
+
+from .statistics import Statistics, statistics, table_of
+
+__all__ = ["Statistics", "statistics", "table_of"]
