@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .callback import SelectionCallback as SelectionCallback
     from .errors import BudgetExceeded as BudgetExceeded
     from .errors import ReflectError as ReflectError
+    from .hub import push_recycled as push_recycled
+    from .hub import verify as verify
     from .judge import judge_pairs as judge_pairs
     from .judge import read_scores as read_scores
     from .judge import win_rate as win_rate
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .prompts import PROMPTS as PROMPTS
     from .prompts import ReflectionPrompt as ReflectionPrompt
     from .reflection import ReflectionTransform as ReflectionTransform
+    from .report import build_report as build_report
     from .report import statistics as statistics
     from .scoring import StudentScorer as StudentScorer
     from .selection import RULES as RULES
@@ -40,7 +43,9 @@ _HOME = {
     "SelectionCallback": "callback",
     "StudentScorer": "scoring",
     "Teacher": "teacher",
+    "build_report": "report",
     "judge_pairs": "judge",
+    "push_recycled": "hub",
     "read_scores": "judge",
     "select": "selection",
     "select_top": "selection",
@@ -49,6 +54,7 @@ _HOME = {
     "to_pairs": "pairs",
     "to_prompt_completion": "templates",
     "to_training_ids": "templates",
+    "verify": "hub",
     "win_rate": "judge",
 }
 __all__ = sorted(_HOME)

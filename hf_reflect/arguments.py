@@ -60,7 +60,17 @@ class DataArguments:
     )
     estimate_only: bool = field(default=False, metadata={"help": "Print calls, tokens and money, and stop."})
     overwrite: bool = field(default=False, metadata={"help": "Replace tables that other settings made."})
-    push_dataset_to: str | None = field(default=None, metadata={"help": "Hub id for the selected rows; private."})
+    report: bool = field(default=True, metadata={"help": "Write report.html; needs the extra `report`."})
+    push_dataset_to: str | None = field(
+        default=None, metadata={"help": "Hub id for candidates, selected rows and their provenance; private."}
+    )
+    push_public: bool = field(
+        default=False, metadata={"help": "A public dataset; `license` and `teacher_terms` must be said."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Of the source dataset, as the Hub writes it."})
+    teacher_terms: str | None = field(
+        default=None, metadata={"help": "What the teacher's terms say of training on its replies: words or a link."}
+    )
     demo: bool = field(default=False, metadata={"help": "Bundled pairs, written replies and a toy student."})
 
     def __post_init__(self) -> None:
@@ -87,6 +97,11 @@ class DataArguments:
                     "With `candidates` or `published` nothing is asked, so there is nothing to preselect: leave out "
                     "`preselect_share`."
                 )
+
+    def publication(self) -> dict[str, str]:
+        """What only a person knows of a dataset that is pushed."""
+        given = {"license": self.license, "teacher_terms": self.teacher_terms}
+        return {name: words for name, words in given.items() if words}
 
     def published_table(self) -> "Published":
         """What `published` names.
@@ -115,8 +130,8 @@ class DataArguments:
         """Whether the student must score the rows before the teacher sees some."""
         return self.preselect_share is not None and self.preselect_by in SCORE_COLUMNS
 
-    def pairs(self) -> Dataset:
-        """The table of `to_pairs` of these settings."""
+    def pairs(self) -> tuple[Dataset, dict[str, int]]:
+        """The table of `to_pairs` of these settings; rows that were read, not_taken (beyond max_rows), invalid."""
         if self.dataset is None:
             raise SettingsError("Name the data to recycle: `dataset: <folder, file or Hub id>`, or `--dataset ...`.")
         dataset = load_table(self.dataset, self.split)
@@ -124,8 +139,10 @@ class DataArguments:
         names = self.rename_columns or {}
         require_columns(dataset.column_names, names, "`rename_columns`", "Give the names as they are: old to new.")
         dataset = dataset.rename_columns(names)
-        dataset = dataset.take(min(self.max_rows or len(dataset), len(dataset)))
-        return to_pairs(dataset, turns=self.turns, invalid=self.invalid)
+        taken = min(self.max_rows or len(dataset), len(dataset))
+        pairs = to_pairs(dataset.take(taken), turns=self.turns, invalid=self.invalid)
+        rows = {row_id.rsplit("/", 1)[0] for row_id in pairs["row_id"]} if self.turns == "all" else pairs
+        return pairs, {"rows": len(dataset), "not_taken": len(dataset) - taken, "invalid": taken - len(rows)}
 
 
 @dataclass(kw_only=True)
@@ -225,6 +242,12 @@ class SelectionArguments:
     rescore: bool = field(
         default=True, metadata={"help": "false: the candidates' own scores count, or the rule needs none."}
     )
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What a choice depends on, student and candidates excepted."""
+        gates = {"ifd_gate": self.ifd_gate, "r_ifd_gate": self.r_ifd_gate}
+        found = {"rule": self.rule, "keep": self.keep, "seed": seed, **gates}
+        return found if self.rescore else found | {"rescore": False}
 
     def __post_init__(self) -> None:
         check_rule(self.rule, self.keep)

@@ -39,6 +39,8 @@ def main_of(recipe: Callable[[], None]) -> None:
 def load_table(path: str, split: str = "train", what: str = "dataset") -> Dataset:
     """A split from a folder of `save_to_disk`, a JSON, JSONL, CSV or Parquet file, or the Hub.
 
+    Of a dataset that has a configuration by the name of `what`, as `push_recycled` makes one of candidates, that one.
+
     Raises:
         DataError: nothing is there, or it cannot be read.
     """
@@ -57,7 +59,8 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
                 raise DataError(f"The {what} {path!r} is a file of unknown kind; known are {', '.join(kinds)}.")
             loaded = datasets.load_dataset(kinds[local.suffix], data_files=path)
         else:
-            loaded = datasets.load_dataset(path)
+            names = datasets.get_dataset_config_names(path)
+            loaded = datasets.load_dataset(path, what if what in names else None)
     except ReflectError:
         raise
     except StopIteration as error:

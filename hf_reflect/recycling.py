@@ -64,7 +64,7 @@ def prepare_pairs(run: Run, data: DataArguments, student: dict[str, Any]) -> int
     """
     if not data.preselects_by_score:
         return 0
-    pairs = data.pairs()
+    pairs, source = data.pairs()
     settings = {"dataset": data.dataset, "split": data.split, "content": content_digest(pairs), **student}
     if not run.holds("pairs", pairs=settings):
         if (later := [name for name in ("instructions", "candidates") if run.has(name)]) and not run.overwrite:
@@ -73,6 +73,7 @@ def prepare_pairs(run: Run, data: DataArguments, student: dict[str, Any]) -> int
                 "`output_dir`, or replace them with `--overwrite true`: replies stay in the ledger."
             )
         run.save("pairs", pairs)
+    run.note(source=source)
     return len(unscored(run.load("pairs")))
 
 
@@ -84,7 +85,7 @@ def pairs_to_estimate(data: DataArguments) -> Dataset:
     """
     if data.candidates or data.published:
         raise SettingsError("With `candidates` or `published` nothing is asked: there is nothing to estimate.")
-    pairs = data.pairs()
+    pairs, _ = data.pairs()
     return pairs if data.preselect_share is None else select_top(pairs, share=data.preselect_share, by="random")
 
 
@@ -174,7 +175,8 @@ def score(run: Run, table: str, build: Callable[[], "SFTTrainer"], rule: str, te
 
 def _keep_scores(run: Run, name: str, callback: "SelectionCallback") -> None:
     table = run.load(name)
-    run.save(name, put_scores(table, callback.with_scores(unscored(table))))
+    scored = put_scores(table, callback.with_scores(unscored(table)))
+    run.save(name, scored, costs={"scoring": {"seconds": callback.seconds}})
 
 
 def reflect_chosen(run: Run, asked: TeacherArguments, teacher: Teacher, rule: str, seed: int) -> None:
@@ -231,10 +233,15 @@ def _pairs(
 
 def _worth_it(run: Run, data: DataArguments) -> Dataset:
     """The rows that the teacher is to rewrite."""
-    pairs = run.load("pairs") if data.preselects_by_score else data.pairs()
+    if data.preselects_by_score:
+        pairs, source = run.load("pairs"), run.summary["source"]
+    else:
+        pairs, source = data.pairs()
+    run.note(source=source)
     if data.preselect_share is None:
         return pairs
     top = select_top(pairs, share=data.preselect_share, by=data.preselect_by)
+    run.note(source=source | {"not_preselected": len(pairs) - len(top)})
     print(f"Of {len(pairs):,} rows {len(top):,} are recycled, the first by {data.preselect_by}.", flush=True)
     return top.remove_columns([name for name in SCORE_COLUMNS if name in top.column_names])
 
@@ -244,13 +251,15 @@ def _reflected(run: Run, table: Dataset, transform: ReflectionTransform) -> Data
     calls = run.summary["calls"]
     for name, number in transform.prefetch(table).items():
         calls[name] = calls.get(name, 0) + number
+    run.took[transform.part] = dict(transform.took)
     return table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting: {transform.part}")
 
 
 def _save(run: Run, name: str, table: Dataset) -> None:
     """Save, unless just these versions are there: their scores, and what was made from them, stay."""
     if not run.has(name) or content_digest(run.load(name)) != content_digest(table):
-        run.save(name, table)
+        notes = {"source": run.summary["source"], "costs": run.took} if name == "candidates" else {}
+        run.save(name, table, **notes)
 
 
 def _versions(table: Dataset) -> Iterator[tuple]:

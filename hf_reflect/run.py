@@ -9,6 +9,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +40,7 @@ class Run:
         candidates/    all versions; its made_with.json holds the settings `data` and `teacher`, and with
                        `reflect: selective` whom they were made for, as `reflect`
         selected/      what the student kept; likewise with `student` and `selection`
+        statistics.json, report.html   what happened to the data
         .lock, .work/  who runs here; the rows as trained on, and who is ready; gone at the end
 
     Args:
@@ -72,6 +75,7 @@ class Run:
             broadcast_object_list(launch)
         self.launch = launch[0]
         self.summary: dict[str, Any] = {}
+        self.took: dict[str, dict[str, float]] = {}  # what the teacher's stages took; rank 0
         self._settings: dict[str, dict[str, Any]] = {}  # of this launch, by section
         # one lock a process: a run that an error ended in this very one, a notebook, does not keep the next one out
         self._lock = FileLock(self.folder / ".lock", is_singleton=True)
@@ -152,7 +156,7 @@ class Run:
 
     def _first_difference(self, table: str, settings: dict[str, dict[str, Any] | None]) -> tuple[str, str] | None:
         """Its section, and what to say."""
-        made_with = self._made_with(table)
+        made_with = self.settings_of(table)
         for section in self.GUARDS[table]:
             if section in settings:
                 before, now = made_with.get(section, {}), settings[section] or {}
@@ -175,11 +179,13 @@ class Run:
         for name in tables[tables.index(table) + 1 :]:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def save(self, table: str, dataset: Dataset) -> None:
-        """Rank 0: write a table with the settings that made it, whole or not at all; what was made from it goes."""
-        made_with = self._made_with(table) | {
-            name: value for name, value in self._settings.items() if name in self.GUARDS[table]
-        }
+    def save(self, table: str, dataset: Dataset, **notes: Any) -> None:
+        """Rank 0: write a table with the settings that made it, whole or not at all; what was made from it goes.
+
+        `notes` stay with it: `source`, the rows that were read and left out; `costs` by stage.
+        """
+        settings = {name: value for name, value in self._settings.items() if name in self.GUARDS[table]}
+        made_with = self.settings_of(table) | settings | notes
         part, old = self.folder / f".{table}.part", self.folder / f".{table}.old"
         for folder in (part, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +197,8 @@ class Run:
         part.rename(self.folder / table)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _made_with(self, table: str) -> dict[str, dict[str, Any]]:
+    def settings_of(self, table: str) -> dict[str, dict[str, Any]]:
+        """What a table was made with, by section; and the notes that were saved with it."""
         path = self.folder / table / "made_with.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -206,10 +213,16 @@ class Run:
         self.first(f"training_{name}", lambda: make().save_to_disk(self.work / name))
         return Dataset.load_from_disk(self.work / name)
 
-    def finish(self) -> None:
-        """Rank 0 writes and prints the summary; all ranks leave together."""
-        self.first("summary", self._summarise)
+    def finish(self, then: Callable[[], None] | None = None) -> None:
+        """Rank 0 writes the summary, does what is to be done `then`, and prints it; all ranks leave together."""
+        self.first("summary", partial(self._finish, then))
         self.close()
+
+    def _finish(self, then: Callable[[], None] | None) -> None:
+        self._summarise()
+        if then is not None:
+            then()
+        print_summary(self.summary, self.folder)
 
     def close(self) -> None:
         """All ranks leave together, and nothing of the launch stays behind."""
@@ -222,11 +235,28 @@ class Run:
     def _summarise(self) -> None:
         """`summary.json`, atomically. Its hash covers the settings of data, teacher, student and selection."""
         tables = ("candidates", "selected")  # whose settings cover those of instructions/
-        settings = {name: value for table in tables for name, value in self._made_with(table).items()}
+        settings = {
+            name: value
+            for table in tables
+            for name, value in self.settings_of(table).items()
+            if name in self.GUARDS[table]
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        self.summary = {"hash": digest, "settings": settings, **self.summary}
+        source = {"source": found} if (found := self.settings_of("candidates").get("source")) else {}
+        self.summary = {"hash": digest, "settings": settings, **source, **self.summary, "costs": self.costs()}
         write_whole(self.folder / "summary.json", json.dumps(self.summary, indent=2, ensure_ascii=False))
-        print_summary(self.summary, self.folder)
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """What each stage took; the teacher's by all replies behind the tables, whenever they were asked for."""
+        costs: dict[str, dict[str, float]] = {}
+        for table in self.GUARDS:
+            for stage, numbers in self.settings_of(table).get("costs", {}).items():
+                sums = costs.setdefault(stage, {})
+                for name, number in numbers.items():
+                    sums[name] = sums.get(name, 0) + number
+        if training := self.summary.get("training"):
+            costs["training"] = {name: training[name] for name in ("seconds", "steps") if training[name] is not None}
+        return costs
 
 
 def _difference(section: str, key: str, before: Any, now: Any) -> str:
@@ -320,6 +350,7 @@ def describe_training(trainer: Any) -> dict[str, Any]:
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
     return {
         "steps": trainer.state.global_step,
+        "seconds": next((entry["train_runtime"] for entry in history if "train_runtime" in entry), None),
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "processes": trainer.accelerator.num_processes,
@@ -377,8 +408,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         lines.append(("training loss", f"{loss} in {training['steps']} steps"))
         backend = f", {training['backend']}, {training['model_class']}" if training["backend"] else ""
         lines.append(("processes", f"{training['processes']} ({training['distributed_type']}{backend})"))
-    made = ("candidates", "selected", *(["model"] if "training" in summary else []))
-    lines += [(name, str(folder / name)) for name in made if (folder / name).exists()]
-    lines += [("summary", str(folder / "summary.json")), *((("note", summary["note"]),) if "note" in summary else ())]
+    made = {name: folder / name for name in ("candidates", "selected", *(["model"] if "training" in summary else []))}
+    made |= {"summary": folder / "summary.json", "report": folder / "report.html"}
+    lines += [(name, str(path)) for name, path in made.items() if path.exists()]
+    if not find_spec("matplotlib"):
+        lines.append(("report", f"pip install 'hf_reflect[report]', then python -m hf_reflect.report {folder}"))
+    lines += [(name, summary[name]) for name in ("published", "note") if name in summary]
     width = max(len(name) for name, _ in lines)
     print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines) + "\n", flush=True)

@@ -93,7 +93,7 @@ def main() -> None:
     teachers = teachers_of(asked.teachers, endpoint, folder / "ledger.sqlite")
     selection = {"ifd_gate": chosen_by.ifd_gate, "r_ifd_gate": chosen_by.r_ifd_gate, "keep": chosen_by.keep}
 
-    pairs = data.pairs()
+    pairs, _ = data.pairs()
     sample = select_top(pairs, count=min(asked.rows, len(pairs)), by="random", seed=asked.seed)
     if data.estimate_only:
         return estimate(teachers, sample)

@@ -7,13 +7,15 @@ Every argument: `--help`, or hf_reflect/arguments.py. What is written where: REA
 """
 
 from copy import copy
+from functools import partial
 from shutil import rmtree
 from typing import Any
 
 from datasets import Dataset
 
-from hf_reflect import SelectionCallback, demo, recycling, to_training_ids
+from hf_reflect import SelectionCallback, demo, outcome, recycling, to_training_ids
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
+from hf_reflect.callback import Figures
 from hf_reflect.errors import SettingsError
 from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of
 from hf_reflect.reflection import estimate_recycling
@@ -49,6 +51,7 @@ def main() -> None:
         run.first("estimate", lambda: print_estimate(estimate_recycling(first, then, pairs, selective)))
         return run.close()
 
+    run.first("push", lambda: outcome.check_push(data))
     # 1. The teacher rewrites: rank 0 asks, the others wait for the table. What can be wrong later is looked at before.
     asking = data.stage == "recycle" or (data.stage == "all" and not data.candidates and not data.published)
     if asking:
@@ -85,15 +88,13 @@ def main() -> None:
         run.first("candidates", lambda: recycling.take_published(run, data.published_table()))
     if data.stage == "recycle":
         run.note(candidates=describe_candidates(run.load("candidates")))
-        return run.finish()
+        return run.finish(partial(outcome.look_back, run, data))
 
     # 2. The student chooses among all versions, inside the trainer that will train on them.
     candidates = load_table(data.candidates, what="candidates") if data.candidates else run.load("candidates")
     run.note(candidates=describe_candidates(candidates))
     playing = recycling.chosen_branches(candidates) if selective else candidates
-    selection = {"rule": chosen_by.rule, "keep": chosen_by.keep, "seed": training.seed}
-    selection |= {"ifd_gate": chosen_by.ifd_gate, "r_ifd_gate": chosen_by.r_ifd_gate}
-    selection |= {} if chosen_by.rescore else {"rescore": False}
+    selection = chosen_by.settings(training.seed)
 
     def is_chosen() -> bool:
         selection["candidates"] = content = content_digest(candidates)
@@ -124,7 +125,7 @@ def main() -> None:
         def save_choice() -> None:
             scored = callback.with_scores(playing)
             run.save("candidates", recycling.put_scores(candidates, scored) if selective else scored)
-            run.save("selected", selected)
+            run.save("selected", selected, costs={"scoring": {"seconds": callback.seconds}})
             rmtree(run.folder / "scores", ignore_errors=True)
 
         if not reuse:
@@ -132,16 +133,16 @@ def main() -> None:
 
     # 3. The student learns what it chose.
     if data.stage != "select":
+        figures = run.first("figures", lambda: outcome.figures(run, selection, told=choosing))
+        trainer.add_callback(Figures(trainer, figures))
+        outcome.name_origin(trainer, run, data, model.model_name_or_path)
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()
+        trainer.create_model_card(run.folder.name)
         run.note(training=describe_training(trainer))
-    if run.is_first:
-        selected = run.load("selected")
-        run.note(selected=describe_selected(selected, rows_cut=None if reuse else callback.rows_cut))
-        if data.push_dataset_to:
-            selected.remove_columns(["input_ids", "labels"]).push_to_hub(data.push_dataset_to, private=True)
-    run.finish()
+    run.note(selected=describe_selected(run.load("selected"), rows_cut=None if reuse else callback.rows_cut))
+    run.finish(partial(outcome.look_back, run, data))
 
 
 if __name__ == "__main__":

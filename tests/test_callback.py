@@ -9,6 +9,7 @@ from conftest import ROOT, TEXTS, byte_level_tokenizer, tiny_llama
 from training import OPEN, history, trainer_over
 
 from hf_reflect import SelectionCallback, StudentScorer, select, to_training_ids
+from hf_reflect.callback import Figures
 from hf_reflect.errors import DataError, SettingsError
 
 
@@ -145,6 +146,30 @@ def test_what_was_chosen_is_told_and_logged_at_every_epoch(build, training_rows,
     written = json.loads((Path(trainer.args.output_dir) / "selection.json").read_text())
     assert written["rows"] == {row["row_id"]: [row["variant"], row["source"]] for row in callback.selected}
     assert written["first"] != written["rows"] and list(written["first"]) == list(written["rows"])
+
+
+def test_choice_and_cost_reach_the_tracker_and_leave_the_losses_alone(build, training_rows):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = build(training_rows)
+    plain.add_callback(SelectionCallback(plain, **OPEN))
+    expected = history(plain)
+    trainer = build(training_rows, report_to="tensorboard")
+    trainer.add_callback(callback := SelectionCallback(trainer, **OPEN))
+    trainer.add_callback(Figures(trainer, {"teacher/cost": 12.25, "teacher/replies": 24}))
+    assert history(trainer) == expected
+    (events,) = Path(trainer.args.output_dir).rglob("events.out.tfevents.*")
+    curves = EventAccumulator(str(events)).Reload()
+
+    def shown(name):
+        return [(event.step, event.value) for event in curves.Scalars(name)]
+
+    assert shown("train/teacher/cost") == [(0, 12.25)] and shown("train/teacher/replies") == [(0, 24)]
+    assert shown("train/selection/kept") == [(0, len(callback.selected))]
+    scored = callback.candidates
+    means = [scored["ifd"][n] for n in range(len(scored)) if scored["variant"][n] == "original"]
+    assert shown("train/selection/ifd/before") == [(0, pytest.approx(np.mean(means), rel=1e-6))]
+    assert [value for _, value in shown("train/loss")] == pytest.approx([loss for loss, _ in expected])
 
 
 def test_what_was_dropped_is_counted_by_reason(build, training_rows, capsys):

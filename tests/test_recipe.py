@@ -17,6 +17,7 @@ from endpoint import Endpoint, rewriting
 from filelock import FileLock
 from launching import command, kill_when, on_cpu
 
+import hf_reflect
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.errors import SettingsError
 from hf_reflect.launch import main_of
@@ -99,6 +100,7 @@ def settings(tmp_path, student, endpoint):
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
+            "report": False,
             "bf16": False,
             "disable_tqdm": True,
         }
@@ -167,6 +169,10 @@ def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoi
         model_name_or_path=str(reference / "models" / "tiny-student"),
         max_length=512,
         max_steps=3,
+        max_rows=100,
+        price_per_million_input=2.0,
+        price_per_million_output=8.0,
+        report=True,
     )
     done = run("--config", config, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -181,6 +187,36 @@ def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoi
     assert all(row["ifd"] is not None and row["r_ifd"] is not None for row in usable)
     selected = datasets.load_from_disk(tmp_path / "run" / "selected")
     assert len(selected) == result["selected"]["rows"] == 100
+
+    # what it leaves to look at
+    taken = json.loads((reference / "reference" / "alpaca_sample.json").read_text())
+    assert result["source"] == {"rows": len(taken), "not_taken": len(taken) - 100, "invalid": 0}
+    assert (tmp_path / "run" / "report.html").exists() and f"{tmp_path / 'run' / 'report.html'}" in done.stdout
+    assert hf_reflect.verify(str(tmp_path / "run")) == []
+    written = json.loads((tmp_path / "run" / "statistics.json").read_text())
+    assert written == hf_reflect.statistics(candidates, selected, tmp_path / "run" / "model", costs=result["costs"])
+    costs, (prompt, completion) = result["costs"], map(sum, zip(*endpoint.usage, strict=True))
+    of_teacher = {name: costs["instruction"][name] + costs["response"][name] for name in costs["response"]}
+    money = (2.0 * prompt + 8.0 * completion) / 1e6
+    expected = {"replies": 300, "prompt_tokens": prompt, "completion_tokens": completion, "cost": pytest.approx(money)}
+    assert of_teacher == expected and costs["instruction"]["replies"] == 100
+    assert costs["scoring"]["seconds"] > 0 and costs["training"]["steps"] == 3
+    log = json.loads((tmp_path / "run" / "model" / "trainer_state.json").read_text())["log_history"]
+    (told,) = (entry for entry in log if "teacher/cost" in entry)
+    assert told["step"] == 0 and {name: told[f"teacher/{name}"] for name in expected} == expected
+    card = (tmp_path / "run" / "model" / "README.md").read_text().replace("\\", "")
+    assert all(words in card for words in ("tiny-student", "alpaca_sample.json", "settings.yaml", "rule | paper"))
+
+    # training alone, in another launch: nothing is asked, and all of it is known
+    assert run("--config", config, "--stage", "train").returncode == 0
+    again = summary(tmp_path / "run")
+    assert len(endpoint.requests) == 300 and again["source"] == result["source"]
+    assert again["costs"] | {"training": costs["training"]} == costs
+    log = json.loads((tmp_path / "run" / "model" / "trainer_state.json").read_text())["log_history"]
+    (told,) = (entry for entry in log if "teacher/cost" in entry)
+    assert {name: told[f"teacher/{name}"] for name in expected} == expected
+    (told,) = (entry for entry in log if "selection/rows" in entry)
+    assert told["selection/kept"] == 100
 
 
 @pytest.mark.slow

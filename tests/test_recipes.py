@@ -129,6 +129,7 @@ TINY = {
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
+    "report": False,
     "bf16": False,
     "use_cpu": True,
     "gradient_checkpointing": None,

@@ -8,13 +8,14 @@ numbers.py   what the choice did, for `report_to` and for people
 """
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..columns import SCORE_COLUMNS, require_columns
@@ -24,14 +25,15 @@ from ..scoring.processes import Processes
 from ..selection import RULES, Decision, check_schedule, check_settings, decide, kept_positions
 from . import record
 from .checks import check_ids, check_trainer, lengths_of, same_rows
-from .numbers import as_table, numbers_of
+from .numbers import Figures, as_table, numbers_of, tell
 from .student import Untouched, lent
 from .view import CandidateView
 
 if TYPE_CHECKING:
+    from transformers import Trainer
     from trl import SFTTrainer
 
-__all__ = ["CandidateView", "SelectionCallback"]
+__all__ = ["CandidateView", "Figures", "SelectionCallback"]
 
 
 class SelectionCallback(TrainerCallback):
@@ -66,6 +68,7 @@ class SelectionCallback(TrainerCallback):
         candidates: the table the trainer was built with, scored; None before the choice, and after a resume.
         selected: the rows that are trained on; None before the choice.
         rows_cut: candidates of which something had to be cut for `max_length`.
+        seconds: that scoring before training took.
 
     Raises:
         DataError: columns are missing; nothing passes the rule and its gates (with the numbers); the processes hold
@@ -114,6 +117,7 @@ class SelectionCallback(TrainerCallback):
         check_ids(dataset, self.scorer.template, self.max_length, told=trainer.is_world_process_zero())
         self.candidates: Dataset | None = None
         self.selected: Dataset | None = None
+        self.seconds = 0.0
         self._table: Dataset | None = None  # the candidates in their order
         self._described: dict[str, Any] = {}  # how many, and which
         self._places: list[int] = []  # the chosen versions' in it, one a kept row, in row order
@@ -136,8 +140,9 @@ class SelectionCallback(TrainerCallback):
         All processes must call.
         """
         if self.selected is None:
-            table = self._in_order()
+            table, started = self._in_order(), time.monotonic()
             scored = self._scored(table, self.checkpoint_dir) if self.rescore else table
+            self.seconds = time.monotonic() - started
             self.candidates = scored  # also where nothing of it is kept
             places = kept_positions(scored, self.rule, **self.settings)
             originals = [place for place, variant in enumerate(scored["variant"][:]) if variant == "original"]
@@ -392,6 +397,5 @@ class SelectionCallback(TrainerCallback):
         """Numbers to `report_to`; the choice's checksum to every checkpoint's trainer_state.json."""
         state.stateful_callbacks[record.STATE] = {"choice": self._checksum}
         if self._untold:
-            # the base class's: SFTTrainer's would mix in, and use up, the metrics of the steps since its last log
-            Trainer.log(self.trainer, {f"selection/{name}": number for name, number in self._untold.items()})
+            tell(self.trainer, {f"selection/{name}": number for name, number in self._untold.items()})
         self._untold = {}

@@ -1,14 +1,43 @@
 """What a choice did, in numbers: for `report_to`, and as a table for people."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import Trainer, TrainerCallback
 
 from ..selection import VARIANTS, Decision
 
 _SCORES = ("ifd", "r_ifd")
+
+
+class Figures(TrainerCallback):
+    """Numbers that are known before training, say the teacher's cost, for whatever `report_to` names.
+
+        trainer.add_callback(Figures(trainer, {"teacher/cost": 12.3}))
+
+    Args:
+        trainer: who logs them, once, when training begins.
+        figures: by name; the same on all processes.
+    """
+
+    def __init__(self, trainer: Trainer, figures: Mapping[str, float]):
+        self.trainer, self.figures = trainer, dict(figures)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell them."""
+        if self.figures:
+            tell(self.trainer, self.figures)
+
+
+def tell(trainer: Trainer, figures: dict[str, float]) -> None:
+    """Log numbers through the trainer, by themselves.
+
+    By the base class: SFTTrainer's own would mix in, and use up, the metrics of the steps since its last log.
+    """
+    Trainer.log(trainer, figures)
 
 
 def numbers_of(

@@ -1,0 +1,81 @@
+"""What a run leaves to look at: statistics, a report, cards, the dataset on the Hub, figures beside the training's."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import DataArguments
+from .run import Run
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+
+def check_push(data: DataArguments) -> None:
+    """Before a teacher is paid: raise what a push at the end would raise for want of a login or of a licence."""
+    if data.push_dataset_to:
+        from .hub.pushing import check_access
+
+        check_access(data.push_dataset_to, data.publication(), private=not data.push_public)
+
+
+def look_back(run: Run, data: DataArguments) -> None:
+    """Rank 0: `statistics.json`, `report.html` where its extra is installed, and the push where one is wanted."""
+    from .report import build_report, statistics
+
+    candidates = run.load("candidates")
+    selected = run.load("selected") if run.has("selected") else None
+    tokenizer = next((folder for name in ("model", "student") if (folder := run.folder / name).is_dir()), None)
+    statistics(candidates, selected, tokenizer, costs=run.costs()).save(run.folder / "statistics.json")
+    if data.report and find_spec("matplotlib"):
+        build_report(run.folder)
+    if data.push_dataset_to and selected is not None:
+        from .hub import push_run
+
+        url = push_run(run.folder, data.push_dataset_to, data.publication(), private=not data.push_public)
+        run.note(published=url)
+
+
+def figures(run: Run, selection: dict[str, Any], told: bool) -> dict[str, float]:
+    """What is known before the training, for `report_to`: the teacher's cost; and the choice, unless that is told.
+
+    Args:
+        run: with its candidates and selected rows.
+        selection: the settings of the choice.
+        told: whether a `SelectionCallback` tells of the choice.
+    """
+    from .callback.numbers import numbers_of
+    from .recycling import chosen_branches
+    from .report.statistics import selected_places
+    from .selection import decide
+
+    of_teacher = [numbers for stage, numbers in run.costs().items() if stage in ("instruction", "response")]
+    found = {f"teacher/{name}": sum(some[name] for some in of_teacher) for name in (of_teacher or [{}])[0]}
+    if not told:
+        candidates, settings = run.load("candidates"), run.settings_of("candidates")
+        playing = chosen_branches(candidates) if settings.get("reflect") else candidates
+        rules = {name: selection[name] for name in ("rule", "ifd_gate", "r_ifd_gate", "keep", "seed")}
+        originals = [place for place, variant in enumerate(playing["variant"]) if variant == "original"]
+        kept = selected_places(playing, run.load("selected"))
+        numbers = numbers_of(playing, decide(playing, **rules), originals, kept)
+        found |= {f"selection/{name}": number for name, number in numbers.items()}
+    return found
+
+
+def name_origin(trainer: "SFTTrainer", run: Run, data: DataArguments, base_model: str) -> None:
+    """Have every model card that the trainer writes name dataset, base model, recipe and rule."""
+    create = trainer.create_model_card
+
+    def create_and_add(*args: Any, **kwargs: Any) -> None:
+        create(*args, **kwargs)
+        if run.is_first:
+            from .hub import provenance_of
+            from .hub.card import write_model_card
+
+            given = sys.argv[sys.argv.index("--config") + 1] if "--config" in sys.argv[:-1] else sys.argv[0]
+            dataset = data.push_dataset_to or data.candidates or data.dataset
+            folder = Path(trainer.args.output_dir or ".")
+            write_model_card(folder, provenance_of(run.folder), base_model, dataset, Path(given).name)
+
+    trainer.create_model_card = create_and_add

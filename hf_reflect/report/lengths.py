@@ -1,0 +1,71 @@
+"""How long the texts are: in the student's tokens where its tokenizer is at hand, else in characters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..columns import question
+from .reading import Reading
+
+_AT_ONCE = 1000  # texts
+
+
+class Remembering:
+    """A tokenizer that counts each text once: the statistics and the figures ask for the same ones."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.known = tokenizer, dict[int, int]()
+
+    def __call__(self, texts: list[str], **settings: Any) -> dict[str, list[range]]:
+        """As many places as each text has tokens."""
+        new = [text for text in dict.fromkeys(texts) if hash(text) not in self.known]
+        if new:
+            settings |= {"return_attention_mask": False, "verbose": False}
+            ids = self.tokenizer(new, **settings)["input_ids"]
+            self.known.update(zip(map(hash, new), map(len, ids), strict=True))
+        return {"input_ids": [range(self.known[hash(text)]) for text in texts]}
+
+
+def local_tokenizer(reading: Reading, settings: Mapping[str, Any]) -> Remembering | None:
+    """The student's, where it lies on this disk; never one from the network."""
+    student = str((settings.get("student") or {}).get("model") or "")
+    folders = [reading.folder / "model", reading.folder / "student", *([Path(student)] if student else [])]
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            from transformers import AutoTokenizer
+
+            try:
+                return Remembering(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+            except (OSError, ValueError, ImportError, KeyError):
+                continue
+    return None
+
+
+def lengths_of(reading: Reading, part: str, places: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Of these versions' instructions with their inputs, or responses, (places,)."""
+    return characters(reading, part)[places] if tokenizer is None else _tokens(reading, part, places, tokenizer)
+
+
+def characters(reading: Reading, part: str) -> np.ndarray:
+    """Characters of each version's instruction with its input, or response, (versions,); null is NaN."""
+    names = [part, "input"] if part == "instruction" else [part]
+    total = np.zeros(len(reading.candidates))
+    for name in names:
+        length = pc.utf8_length(reading.candidates.data.column(name).cast(pa.large_string())).cast(pa.float64())
+        total += np.asarray(length if name == part else length.fill_null(0))
+    return total
+
+
+def _tokens(reading: Reading, part: str, places: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Tokens of the same texts, (places,)."""
+    table = reading.candidates.select_columns(["instruction", "input", "response"])
+    found = []
+    for start in range(0, len(places), _AT_ONCE):
+        some = table[places[start : start + _AT_ONCE]]
+        texts = some["response"] if part == "response" else [*map(question, some["instruction"], some["input"])]
+        found += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return np.array(found, float)
