@@ -112,6 +112,20 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
         ) from error
 
 
+def local_tokenizer(run_dir: Path, student: str | None) -> Any | None:
+    """A run's student's tokenizer, where this machine has it: in the run's folder or the Hub's cache; else None."""
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json")
+    own = [run_dir / name for name in ("model", "student") if any((run_dir / name / file).exists() for file in files)]
+    for place in [*own, *([student] if student else [])]:
+        try:
+            return AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+        except (OSError, ValueError, ImportError, KeyError):
+            continue
+    return None
+
+
 def build_trainer(model: "ModelConfig", tokenizer: Any, rows: Dataset, arguments: "SFTConfig") -> "SFTTrainer":
     """An SFTTrainer of TRL's own settings for a model: adapter, quantization, precision."""
     from trl import SFTTrainer, get_peft_config, get_quantization_config

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import DataArguments
+from .launch import local_tokenizer
 from .run import Run
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def look_back(run: Run, data: DataArguments) -> None:
 
     candidates = run.load("candidates")
     selected = run.load("selected") if run.has("selected") else None
-    tokenizer = next((folder for name in ("model", "student") if (folder := run.folder / name).is_dir()), None)
+    tokenizer = local_tokenizer(run.folder, run.settings_of("selected").get("student", {}).get("model"))
     statistics(candidates, selected, tokenizer, costs=run.costs()).save(run.folder / "statistics.json")
     if data.report and find_spec("matplotlib"):
         build_report(run.folder)

@@ -55,22 +55,27 @@ def said(done):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
-    """`refused(*arguments)` is what `said` has of a run that is refused, in this process: a start takes 6 seconds."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+def here(monkeypatch, capfd):
+    """As `run` on one process, in the test's own."""
 
-    def refusal(*arguments):
-        recipe = load_recipe(monkeypatch, "srecycle_wizardlm")
+    def recipe(*arguments):
+        module = load_recipe(monkeypatch, "srecycle_wizardlm")
         monkeypatch.setattr(sys, "argv", [RECIPE, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main_of(recipe.main)
-        done = subprocess.CompletedProcess(sys.argv, ended.value.code, stderr=capsys.readouterr().err)
-        del ended
-        gc.collect()  # its folder is free for other processes
-        return said(done)
+        capfd.readouterr()
+        code = 0
+        try:
+            main_of(module.main)
+        except SystemExit as ended:
+            code = ended.code
+        gc.collect()  # after an error its folder is free for other processes
+        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
 
-    return refusal
+    return recipe
+
+
+@pytest.fixture
+def refused(here):
+    return lambda *arguments: said(here(*arguments))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ def test_the_quickstart_runs_again_without_asking_and_in_either_order_on_two_pro
     def quickstart(name, *arguments):
         arguments = ("--config", ROOT / "recipes" / "quickstart.yaml", "--output_dir", tmp_path / name, *arguments)
         done = run(*arguments, processes=2, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[-9000:]
         result = summary(tmp_path / name)
         inside = [result["training"][name] for name in ("processes", "backend", "model_class")]
         assert inside == [2, "gloo", "DistributedDataParallel"]
@@ -175,7 +180,7 @@ def test_real_rows_go_the_whole_way_on_two_processes(reference, settings, endpoi
         report=True,
     )
     done = run("--config", config, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     result = summary(tmp_path / "run")
     assert len(endpoint.requests) == 300 and result["calls"]["asked"] == 300
     assert result["training"]["processes"] == 2 and result["training"]["model_class"] == "DistributedDataParallel"
@@ -251,26 +256,26 @@ def test_the_run_trains_as_a_trainer_that_was_given_selected(settings, student, 
 
 
 @pytest.mark.slow
-def test_stages_one_by_one_end_where_one_run_does(settings, refused, endpoint, tmp_path):
-    assert run("--config", settings()).returncode == 0
+def test_stages_one_by_one_end_where_one_run_does(settings, here, refused, endpoint, tmp_path):
+    assert here("--config", settings()).returncode == 0
     apart = str(tmp_path / "apart")
     for stage in ("recycle", "select", "train"):
         config = settings(output_dir=apart, stage=stage, ledger=str(tmp_path / "run" / "ledger.sqlite"))
         done = run("--config", config, processes=2 if stage == "select" else 1)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[-9000:]
     assert len(endpoint.requests) == 24
     assert losses(apart) == losses(tmp_path / "run")
     assert summary(apart)["selected"]["keys"] == summary(tmp_path / "run")["selected"]["keys"]
 
     other = str(tmp_path / "other")
-    done = run(
+    done = here(
         "--config", settings(output_dir=other, candidates=f"{apart}/candidates", stage="select", dataset="absent")
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert summary(other)["selected"]["keys"] == summary(apart)["selected"]["keys"]
     lines = refused("--config", settings(candidates=f"{other}/candidates", stage="select"))
     assert "`data.dataset` was" in lines[0]
-    assert run("--config", settings(output_dir=apart)).returncode == 0
+    assert here("--config", settings(output_dir=apart)).returncode == 0
     assert len(endpoint.requests) == 24 and set(summary(apart)["settings"]) == {
         "data",
         "teacher",
@@ -288,7 +293,7 @@ def test_only_the_rows_that_the_student_finds_hardest_are_recycled(settings, end
 
     config = settings(preselect_share=0.375, reflect=reflect)  # 3 of 8
     done = run("--config", config, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert len(endpoint.requests) == 3 * (3 if reflect == "all" else 2)
     pairs = to_pairs(datasets.Dataset.from_list(ROWS))
     model, tokenizer = (kind.from_pretrained(student) for kind in (AutoModelForCausalLM, AutoTokenizer))
@@ -301,22 +306,22 @@ def test_only_the_rows_that_the_student_finds_hardest_are_recycled(settings, end
 
 
 @pytest.mark.slow
-def test_preselecting_does_not_replace_what_was_made_from_all_rows(settings, refused, endpoint, tmp_path):
-    assert run("--config", settings(stage="recycle")).returncode == 0
+def test_preselecting_does_not_replace_what_was_made_from_all_rows(settings, here, refused, endpoint, tmp_path):
+    assert here("--config", settings(stage="recycle")).returncode == 0
     before = datasets.load_from_disk(tmp_path / "run" / "candidates")
     lines = refused("--config", settings(stage="recycle", preselect_share=0.5))
     assert "holds the results of another run, without `preselect_share`" in lines[0]
     assert len(datasets.load_from_disk(tmp_path / "run" / "candidates")) == len(before) == 32
-    done = run("--config", settings(stage="recycle", preselect_share=0.5), "--overwrite", "true")
+    done = here("--config", settings(stage="recycle", preselect_share=0.5), "--overwrite", "true")
     assert done.returncode == 0 and len(endpoint.requests) == 24
     assert len(datasets.load_from_disk(tmp_path / "run" / "candidates")) == 16
 
 
 @pytest.mark.slow
-def test_rows_preselected_without_a_score_need_no_student(settings, refused, endpoint, tmp_path):
+def test_rows_preselected_without_a_score_need_no_student(settings, here, refused, endpoint, tmp_path):
     config = settings(preselect_share=0.25, preselect_by="longest", stage="recycle", model_name_or_path="absent")
-    done = run("--config", config)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = here("--config", config)
+    assert done.returncode == 0, done.stderr[-9000:]
     assert len(endpoint.requests) == 6 and "Of 8 rows 2 are recycled, the first by longest." in done.stdout
     lines = refused("--config", settings(preselect_share=0.5, preselect_by="longest", stage="recycle"))
     assert "`data.preselect_share` was 0.25 and is now 0.5" in lines[0]
@@ -326,44 +331,44 @@ def test_rows_preselected_without_a_score_need_no_student(settings, refused, end
 
 
 @pytest.mark.slow
-def test_an_estimate_asks_nothing(settings, endpoint):
+def test_an_estimate_asks_nothing(settings, here, endpoint):
     config = settings(price_per_million_input=1.0, price_per_million_output=2.0)
-    done = run("--config", config, "--estimate_only", "true")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = here("--config", config, "--estimate_only", "true")
+    assert done.returncode == 0, done.stderr[-9000:]
     assert "24 to ask, 0 in the ledger" in done.stdout and re.search(r"cost\s+0\.\d\d", done.stdout)
     assert endpoint.requests == []
 
 
 @pytest.mark.slow
 def test_other_settings_are_refused_with_the_first_difference_unless_overwriting(
-    settings, refused, endpoint, tmp_path
+    settings, here, refused, endpoint, tmp_path
 ):
-    assert run("--config", settings(max_steps=1)).returncode == 0
+    assert here("--config", settings(max_steps=1)).returncode == 0
     before = summary(tmp_path / "run")
     lines = refused("--config", settings(stage="select", rule="longest"))
     assert len(lines) <= 3 and "`selection.rule` was 'paper' and is now 'longest'" in lines[0]
     lines = refused("--config", settings(temperature=0.5))
     assert "`teacher.temperature` was 0.0 and is now 0.5" in lines[0] and "--overwrite true" in lines[1]
     assert summary(tmp_path / "run") == before and len(endpoint.requests) == 24
-    done = run("--config", settings(stage="select", rule="longest"), "--overwrite", "true")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = here("--config", settings(stage="select", rule="longest"), "--overwrite", "true")
+    assert done.returncode == 0, done.stderr[-9000:]
     assert summary(tmp_path / "run")["settings"]["selection"]["rule"] == "longest" and len(endpoint.requests) == 24
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_comes_back_is_asked_for_the_rest(settings, tmp_path):
+def test_an_endpoint_that_comes_back_is_asked_for_the_rest(settings, here, tmp_path):
     with Endpoint() as gone:
         port = gone.port
     config = settings(base_url=f"http://127.0.0.1:{port}/v1", stage="recycle", max_concurrency=2)
-    lines = said(run("--config", config))
+    lines = said(here("--config", config))
     assert len(lines) <= 3 and "cannot be reached" in lines[0]
     down = {"status": 400, "body": {"error": {"message": "this one fails for now"}}}
     with Endpoint(lambda request: down if "synonym" in str(request) else rewriting(request), port=port) as flaky:
-        assert run("--config", config).returncode == 0
+        assert here("--config", config).returncode == 0
         first = len(flaky.requests)
     assert summary(tmp_path / "run")["candidates"]["unusable"] == {"teacher": 2, "parent": 1}
     with Endpoint(port=port) as back:
-        assert run("--config", config).returncode == 0
+        assert here("--config", config).returncode == 0
         assert (first, len(back.requests)) == (
             23,
             3,
@@ -389,11 +394,11 @@ def test_without_a_key_two_lines_say_what_to_do(tmp_path):
         pytest.param({"model_name_or_path": "./no-student"}, "'./no-student' cannot be loaded", id="student"),
     ],
 )
-def test_what_a_user_can_mend_is_said_in_three_lines(settings, changes, words, tmp_path):
+def test_what_a_user_can_mend_is_said_in_three_lines(settings, here, changes, words, tmp_path):
     if "columns" in words:
         changes = {"dataset": str(tmp_path / "strange.csv")}
         (tmp_path / "strange.csv").write_text("question,answer\nWhy?,Because.\n")
-    lines = said(run("--config", settings(**changes)))
+    lines = said(here("--config", settings(**changes)))
     assert 1 <= len(lines) <= 3
     assert words in "\n".join(lines)
 
@@ -455,11 +460,11 @@ def test_one_run_at_a_time_uses_a_folder(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_mappings_fit_on_the_command_line(settings, refused, endpoint, tmp_path):
+def test_mappings_fit_on_the_command_line(settings, here, refused, endpoint, tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"ask": "Why?", "say": "Because.", "source": "x"}) + "\n")
     names = "{ask: instruction, say: output, source: origin}"
-    done = run("--config", settings(stage="recycle"), "--rename_columns", names, "--extra_body", '{"seed": 7}')
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = here("--config", settings(stage="recycle"), "--rename_columns", names, "--extra_body", '{"seed": 7}')
+    assert done.returncode == 0, done.stderr[-9000:]
     assert all(request["seed"] == 7 for request in endpoint.requests)
     assert datasets.load_from_disk(tmp_path / "run" / "candidates")["origin"][:] == ["x"] * 4
     for names, words in (("{asks: x}", "'asks'"), ("ask", "is a mapping")):
@@ -471,7 +476,7 @@ def test_versions_are_chosen_every_epoch_also_after_a_crash_and_in_a_second_run(
     changing = {"schedule": "epoch", "learning_rate": 5e-2, "num_train_epochs": 3, "save_strategy": "steps"}
     changing |= {"save_steps": 2}
     done = run("--config", settings(**changing))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert done.stdout.count("The student chose") == 3 and not (tmp_path / "run" / "scores").exists()
     whole = losses(tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "model" / "selection.json").read_text())
@@ -542,7 +547,7 @@ def winners_among_all(student, endpoint, ledger):
 @pytest.mark.slow
 def test_asking_for_what_the_student_chose_takes_two_calls_a_row(settings, student, endpoint, tmp_path):
     done = run("--config", settings(reflect="selective", max_steps=1))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     result = summary(tmp_path / "run")
     assert len(endpoint.requests) == 16 == result["calls"]["asked"]
     assert result["settings"]["reflect"]["rule"] == "paper" and result["selected"]["rows"] == 8
@@ -569,7 +574,7 @@ def test_selective_stages_one_by_one_end_where_one_run_does(settings, endpoint, 
     for stage in ("recycle", "select", "train"):
         config = settings(**ours, output_dir=apart, stage=stage)
         done = run("--config", config, processes=1 if stage == "train" else 2)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[-9000:]
     assert len(endpoint.requests) == 16
     assert losses(apart) == losses(tmp_path / "run")
     assert keys(f"{apart}/selected") == keys(tmp_path / "run" / "selected")
@@ -579,9 +584,9 @@ def test_selective_stages_one_by_one_end_where_one_run_does(settings, endpoint, 
 
 
 @pytest.mark.slow
-def test_selective_candidates_are_for_one_student_and_rule(settings, refused, endpoint, tmp_path):
+def test_selective_candidates_are_for_one_student_and_rule(settings, here, refused, endpoint, tmp_path):
     ours = {"reflect": "selective", "max_steps": 1}
-    assert run("--config", settings(**ours)).returncode == 0
+    assert here("--config", settings(**ours)).returncode == 0
     before = summary(tmp_path / "run")
     for changes, words in (
         ({"rule": "r_ifd"}, "`reflect.rule` was 'paper' and is now 'r_ifd'"),
@@ -595,12 +600,12 @@ def test_selective_candidates_are_for_one_student_and_rule(settings, refused, en
         lines = refused("--config", settings(**ours | changes))
         assert len(lines) <= 3 and words in lines[0]
     assert summary(tmp_path / "run") == before and len(endpoint.requests) == 16
-    done = run("--config", settings(**ours, rule="r_ifd"), "--overwrite", "true")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = here("--config", settings(**ours, rule="r_ifd"), "--overwrite", "true")
+    assert done.returncode == 0, done.stderr[-9000:]
     assert summary(tmp_path / "run")["settings"]["reflect"]["rule"] == "r_ifd"
     assert 16 < len(endpoint.requests) < 24  # new responses only where the choice is another
-    done = run("--config", settings(**ours | {"reflect": "all"}), "--overwrite", "true")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = here("--config", settings(**ours | {"reflect": "all"}), "--overwrite", "true")
+    assert done.returncode == 0, done.stderr[-9000:]
     assert set(summary(tmp_path / "run")["settings"]) == {"data", "teacher", "student", "selection"}
     assert len(endpoint.requests) == 24 and not (tmp_path / "run" / "instructions").exists()
 
@@ -616,7 +621,7 @@ def test_a_kill_between_choice_and_responses_costs_neither(settings, refused, st
 
     endpoint.latency = 0.0
     done = run("--config", settings(reflect="selective", max_steps=1))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert 16 <= len(endpoint.requests) <= 17  # the one in flight may be asked twice
     assert (tmp_path / "run" / "instructions" / "made_with.json").stat().st_mtime_ns == made  # not scored again
     whole = winners_among_all(student, endpoint, tmp_path / "run" / "ledger.sqlite")
@@ -638,7 +643,7 @@ def test_a_new_instruction_that_came_later_is_chosen_from(settings, student, end
 
     endpoint.answer = rewriting
     done = run("--config", config, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert summary(tmp_path / "run")["candidates"]["unusable"] == {}
     assert 18 <= len(endpoint.requests) <= 20  # two instructions, and the responses to them where they won
     whole = winners_among_all(student, endpoint, tmp_path / "run" / "ledger.sqlite")
@@ -649,7 +654,7 @@ def test_a_new_instruction_that_came_later_is_chosen_from(settings, student, end
 def test_the_student_chooses_twice_under_zero_3(settings, student, endpoint, tmp_path):
     zero3 = on_cpu("zero3", tmp_path)
     done = run("--config", settings(reflect="selective"), processes=2, accelerate=zero3)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     training = summary(tmp_path / "run")["training"]
     inside = training["processes"], training["distributed_type"], training["model_class"]
     assert inside == (2, "DEEPSPEED", "DeepSpeedEngine")

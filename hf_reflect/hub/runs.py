@@ -7,7 +7,8 @@ from typing import Any
 from datasets import Dataset
 
 from ..errors import DataError
-from .provenance import provenance_of
+from ..launch import local_tokenizer
+from .provenance import provenance_of, read_json
 
 Published = tuple[Dataset, Dataset, dict[str, Any], Any]  # as `push_recycled` and `write_contents` take them
 
@@ -51,9 +52,9 @@ def published_of(run_dir: str | Path, provenance: Mapping[str, Any] | None, toke
     run = Path(run_dir).expanduser()
     known = provenance_of(run) | {name: value for name, value in (provenance or {}).items() if value is not None}
     candidates, selected = (_table(run, name) for name in ("candidates", "selected"))
-    folders = (run / name for name in ("model", "student"))
-    own = next((str(folder) for folder in folders if (folder / "tokenizer_config.json").exists()), None)
-    return candidates, selected, known, tokenizer or own
+    made_with = run / "selected" / "made_with.json"
+    student = read_json(made_with).get("student", {}).get("model") if made_with.exists() else None
+    return candidates, selected, known, tokenizer or local_tokenizer(run, student)
 
 
 def _table(run: Path, name: str) -> Dataset:
