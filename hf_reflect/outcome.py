@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import DataArguments
+from .errors import ReflectError
 from .launch import local_tokenizer
-from .run import Run
+from .run import Run, print_summary
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -22,7 +23,10 @@ def check_push(data: DataArguments) -> None:
 
 
 def look_back(run: Run, data: DataArguments) -> None:
-    """Rank 0: `statistics.json`, `report.html` where its extra is installed, and the push where one is wanted."""
+    """Rank 0: `statistics.json`, `report.html` where its extra is installed, the summary on the screen, and the push.
+
+    Raises as `push_recycled` does; nothing of the run is lost then.
+    """
     from .report import build_report, statistics
 
     candidates = run.load("candidates")
@@ -31,11 +35,19 @@ def look_back(run: Run, data: DataArguments) -> None:
     statistics(candidates, selected, tokenizer, costs=run.costs()).save(run.folder / "statistics.json")
     if data.report and find_spec("matplotlib"):
         build_report(run.folder)
+    print_summary(run.summary, run.folder)
     if data.push_dataset_to and selected is not None:
-        from .hub import push_run
+        _push(run.folder, data.push_dataset_to, data.publication(), private=not data.push_public)
 
-        url = push_run(run.folder, data.push_dataset_to, data.publication(), private=not data.push_public)
-        run.note(published=url)
+
+def _push(folder: Path, name: str, publication: dict[str, str], private: bool) -> None:
+    from .hub import push_run
+
+    try:
+        print(f"  published  {push_run(folder, name, publication, private)}\n", flush=True)
+    except ReflectError as error:
+        again = f"`python -m hf_reflect.hub push {folder} {name}{'' if private else ' --public …'}`"
+        raise type(error)(f"{error}\nThe run is complete, and only this push is missing: {again}.") from error
 
 
 def figures(run: Run, selection: dict[str, Any], told: bool) -> dict[str, float]:

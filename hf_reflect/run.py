@@ -9,7 +9,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -213,16 +212,11 @@ class Run:
         self.first(f"training_{name}", lambda: make().save_to_disk(self.work / name))
         return Dataset.load_from_disk(self.work / name)
 
-    def finish(self, then: Callable[[], None] | None = None) -> None:
-        """Rank 0 writes the summary, does what is to be done `then`, and prints it; all ranks leave together."""
-        self.first("summary", partial(self._finish, then))
+    def finish(self, then: Callable[[], None]) -> None:
+        """Rank 0 writes the summary and does what is to be done `then`; all ranks leave together."""
+        self.first("summary", self._summarise)
+        self.first("then", then)
         self.close()
-
-    def _finish(self, then: Callable[[], None] | None) -> None:
-        self._summarise()
-        if then is not None:
-            then()
-        print_summary(self.summary, self.folder)
 
     def close(self) -> None:
         """All ranks leave together, and nothing of the launch stays behind."""
@@ -413,6 +407,6 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     lines += [(name, str(path)) for name, path in made.items() if path.exists()]
     if not find_spec("matplotlib"):
         lines.append(("report", f"pip install 'hf_reflect[report]', then python -m hf_reflect.report {folder}"))
-    lines += [(name, summary[name]) for name in ("published", "note") if name in summary]
+    lines += [("note", summary["note"])] if "note" in summary else []
     width = max(len(name) for name, _ in lines)
     print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines) + "\n", flush=True)

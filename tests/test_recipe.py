@@ -376,6 +376,11 @@ def test_an_endpoint_that_comes_back_is_asked_for_the_rest(settings, here, tmp_p
     assert summary(tmp_path / "run")["candidates"]["unusable"] == {}
 
 
+def test_a_public_push_without_licence_and_terms_is_refused_before_a_teacher_is_paid(settings, refused, endpoint):
+    lines = refused("--config", settings(push_dataset_to="me/recycled", push_public=True, license="mit"))
+    assert "A public push needs `teacher_terms`" in lines[0] and not endpoint.requests
+
+
 def test_without_a_key_two_lines_say_what_to_do(tmp_path):
     lines = said(run(cwd=tmp_path))
     assert len(lines) == 2

@@ -3,12 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 
 import datasets
 import pytest
 import yaml
 from conftest import ROOT, ROWS
-from hub import WRITER, Hub
+from hub import WRITER, Fault, Hub
 from launching import command
 
 RECIPE = "recipes/srecycle_wizardlm.py"
@@ -75,14 +76,28 @@ def test_what_one_run_publishes_another_student_chooses_from(recipe, endpoint, s
 
 
 @pytest.mark.slow
-def test_what_a_push_would_lack_is_said_before_a_teacher_is_paid(recipe, endpoint, student_folder, tmp_path):
+def test_a_push_that_fails_costs_nothing_but_itself(recipe, student_folder, tmp_path):
     mine = {"dataset": str(tmp_path / "data.jsonl"), "model_name_or_path": str(student_folder)}
     with Hub() as hub:
-        for settings, words in (
-            ({"push_dataset_to": "stranger/recycled"}, "stranger"),
-            ({"push_dataset_to": "writer/recycled", "push_public": True}, "`license` and `teacher_terms`"),
-        ):
-            done = recipe(hub, "refused", **mine, **settings)
-            assert done.returncode == 1 and "Traceback" not in done.stderr
-            assert words in done.stderr.strip().rsplit("\n\n", 1)[-1]
+        hub.faults.append(Fault("POST", r"/commit/", status=403, times=99))
+        done = recipe(hub, "mine", **mine, push_dataset_to="writer/recycled")
+        assert done.returncode == 1 and "Traceback" not in done.stderr and "training loss" in done.stdout
+        last = done.stderr.strip().splitlines()[-1]
+        assert f"`python -m hf_reflect.hub push {tmp_path / 'mine'} writer/recycled`" in last
+        hub.faults.clear()
+        again = [sys.executable, "-m", "hf_reflect.hub", "push", str(tmp_path / "mine"), "writer/recycled"]
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        environment |= hub.environment(WRITER, HF_HOME=str(tmp_path / "home"))
+        pushed = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=120)
+        assert pushed.returncode == 0, pushed.stderr
+        assert pushed.stdout.strip().endswith(hub.repositories["datasets", "writer/recycled"].head)
+
+
+@pytest.mark.slow
+def test_where_a_push_may_not_go_is_said_before_a_teacher_is_paid(recipe, endpoint, student_folder, tmp_path):
+    mine = {"dataset": str(tmp_path / "data.jsonl"), "model_name_or_path": str(student_folder)}
+    with Hub() as hub:
+        done = recipe(hub, "refused", **mine, push_dataset_to="stranger/recycled")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "writer may not write to stranger/recycled" in done.stderr.strip().rsplit("\n\n", 1)[-1]
         assert not endpoint.requests and not hub.repositories

@@ -38,7 +38,7 @@ ODD = (
     "ა" * 400,
     "",
     "𝔘nicode 👩‍🚀 \u2028 next",
-    "\ud83d broken?".replace("\ud83d", "�"),
+    "\x00 and \ufeff",
 )
 CODES = ("refused: no", "truncated: cut off", "my own check, without a colon", "check: too short")
 
@@ -197,12 +197,19 @@ def test_a_changed_word_is_marked_and_its_neighbours_are_not():
     assert differences("one two", "one  two") == [(KEPT, "one"), (CUT, " "), (NEW, "  "), (KEPT, "two")]
 
 
-def test_a_pair_that_would_take_difflib_long_is_left_unmarked_at_once():
+@pytest.mark.parametrize("words", [2, 4, 12, 30, 100, 300, 3000])
+def test_no_pair_takes_difflib_long_however_repetitive(words):
+    old = [f"w{n % words}" for n in range(3_900)]
     started = time.perf_counter()
+    for size in (300, 3_900):
+        found = differences(" ".join(old[:size]), " ".join(old[:size][::-1]))
+        assert "".join(text for kind, text in found if kind != NEW) == " ".join(old[:size])
+    assert time.perf_counter() - started < 3  # at most 0.2 on an idle core; difflib alone takes up to minutes
+
+
+def test_of_texts_too_long_to_be_compared_nothing_is_marked():
     assert differences("a b " * 20_000, "b a " * 20_000) is None
-    assert differences("a b " * 900, "b a " * 900) is None
     assert differences("a b " * 20_000, "a b " * 20_000) == [(KEPT, "a b " * 20_000)]
-    assert time.perf_counter() - started < 2
 
 
 # ---- the numbers
@@ -505,6 +512,11 @@ def test_a_broken_summary_and_a_broken_table_say_which(tmp_path):
         build_report(tmp_path)
 
 
+def test_half_a_character_in_the_summary_becomes_a_question_mark(tmp_path):
+    summary = {"note": "half \ud83d of one", "settings": {"data": {"dataset": "\udc80"}}}
+    assert "half ? of one" in build_report(make(tmp_path, table(versions_of(2)), None, summary)).read_text()
+
+
 def test_a_ledger_that_is_none_costs_nobody_the_report(tmp_path):
     make(tmp_path, table(versions_of(2)))
     (tmp_path / "ledger.sqlite").write_bytes(b"no database")
@@ -720,7 +732,7 @@ def test_without_javascript_all_but_the_reader_is_there(browser, run):
             browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-@pytest.mark.parametrize(("screen", "colours"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")])
+@pytest.mark.parametrize(("screen", "colours"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light")])
 def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(browser, run, screen, colours):
     axe = pytest.importorskip("axe_playwright_python")
     script = (Path(axe.__file__).parent / "axe.min.js").read_text()
