@@ -28,13 +28,15 @@ def look_back(run: Run, data: DataArguments) -> None:
     Raises as `push_recycled` does; nothing of the run is lost then.
     """
     from .report import build_report, statistics
+    from .report.lengths import remembering
 
     candidates = run.load("candidates")
     selected = run.load("selected") if run.has("selected") else None
-    tokenizer = local_tokenizer(run.folder, run.settings_of("selected").get("student", {}).get("model"))
+    student = run.settings_of("selected").get("student", {}).get("model")
+    tokenizer = remembering(local_tokenizer(run.folder, student))
     statistics(candidates, selected, tokenizer, costs=run.costs()).save(run.folder / "statistics.json")
     if data.report and find_spec("matplotlib"):
-        build_report(run.folder)
+        build_report(run.folder, tokenizer=tokenizer)
     print_summary(run.summary, run.folder)
     if data.push_dataset_to and selected is not None:
         _push(run.folder, data.push_dataset_to, data.publication(), private=not data.push_public)

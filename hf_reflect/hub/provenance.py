@@ -16,6 +16,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..errors import DataError, SettingsError
+from ..files import read_object
 from ..prompts import PROMPTS
 from ..run import describe_candidates, describe_selected
 from ..selection import check_settings
@@ -168,11 +169,11 @@ def provenance_of(run_dir: str | Path) -> dict[str, Any]:
         DataError: the folder is no run's, or its files cannot be read.
     """
     folder = Path(run_dir).expanduser()
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    summary = read_object(folder / "summary.json", absent={})
     made_with = [folder / table / "made_with.json" for table in ("candidates", "selected")]
     settings: dict[str, Any] = dict(summary.get("settings") or {})
     for path in made_with:  # newer than the summary while a run goes on
-        settings |= read_json(path) if path.exists() else {}
+        settings |= read_object(path, absent={})
     if not settings:
         raise DataError(
             f"{folder} is no folder of a run: it has neither summary.json nor candidates/made_with.json. Give the "
@@ -198,21 +199,10 @@ def provenance_of(run_dir: str | Path) -> dict[str, Any]:
     return {name: _plain(name, value) for name, value in found.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file. DataError where it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Restore it, or make it anew.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, not an object. Restore it, or make it anew.")
-    return found
-
-
 def _of_its_candidates(settings: dict[str, Any]) -> dict[str, Any]:
     """A run that chose from another run's candidates: who made those, and from what."""
     path = Path((settings.get("data") or {}).get("dataset") or "") / "made_with.json"
-    return settings | (read_json(path) if path.is_file() else {})
+    return settings | read_object(path, absent={})
 
 
 def _replies(ledger: Path, model: str | None) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from datasets import Dataset
 
 from ..columns import require_columns
 from ..errors import DataError
+from ..files import read_object
 from ..launch import first_line
 from .checks import Key, check_digests, some
 from .contents import FOLDERS, SHARD
 from .merging import BEGIN, END
-from .provenance import FORMAT, KEYS, read_json
+from .provenance import FORMAT, KEYS
 
 FILES = ("README.md", "statistics.json", "provenance.json", "checksums.parquet")
 _DATA = (".parquet", ".arrow", ".jsonl", ".csv")  # what the Hub's viewer and `load_dataset` may take for data
@@ -83,7 +84,7 @@ def object_in(path: Path, names: list[str], found: list[str]) -> dict[str, Any] 
     if path.name not in names:
         return None
     try:
-        return read_json(path)
+        return read_object(path)
     except DataError as error:
         found.append(f"{path.name} cannot be read: {why(error)}.")
         return None

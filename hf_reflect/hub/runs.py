@@ -7,8 +7,9 @@ from typing import Any
 from datasets import Dataset
 
 from ..errors import DataError
+from ..files import read_object
 from ..launch import local_tokenizer
-from .provenance import provenance_of, read_json
+from .provenance import provenance_of
 
 Published = tuple[Dataset, Dataset, dict[str, Any], Any]  # as `push_recycled` and `write_contents` take them
 
@@ -52,8 +53,8 @@ def published_of(run_dir: str | Path, provenance: Mapping[str, Any] | None, toke
     run = Path(run_dir).expanduser()
     known = provenance_of(run) | {name: value for name, value in (provenance or {}).items() if value is not None}
     candidates, selected = (_table(run, name) for name in ("candidates", "selected"))
-    made_with = run / "selected" / "made_with.json"
-    student = read_json(made_with).get("student", {}).get("model") if made_with.exists() else None
+    made_with = read_object(run / "selected" / "made_with.json", absent={})
+    student = made_with.get("student", {}).get("model")
     return candidates, selected, known, tokenizer or local_tokenizer(run, student)
 
 

@@ -8,9 +8,10 @@ from itertools import groupby
 KEPT, CUT, NEW = "=", "-", "+"
 Segments = list[tuple[str, str]]  # (KEPT | CUT | NEW, text)
 
-# difflib compares every word with every equal one, so texts of few different words take it minutes
+# difflib compares every word with every equal one: texts of few different words would take it minutes
 _MOST_WORDS = 4_000
-_MOST_COMPARISONS = 400_000
+_MOST_COMPARISONS = 20_000  # beyond, a match begins with a word that is rare in the new text
+_RARE = 16
 _LONG = 200  # characters
 _HARDLY = 0.15  # the share of a text
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -19,15 +20,22 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def differences(old: str, new: str) -> Segments | None:
     """How `old` became `new`: what both have, what is only in `old`, what is only in `new`, in reading order.
 
-    KEPT and CUT together are `old`, KEPT and NEW together are `new`, to the character. None where the two are too
-    long, or too repetitive, to be compared in a moment.
+    KEPT and CUT together are `old`, KEPT and NEW together are `new`, to the character. None where one of them is too
+    long to be compared in a moment.
     """
+    if old == new:
+        return [(KEPT, old)] if old else []
     words = [_words(text) for text in (old, new)]
     keys = [[word.strip() for word in each] for each in words]
-    if max(map(len, keys)) > _MOST_WORDS or _comparisons(*keys) > _MOST_COMPARISONS:
-        return [(KEPT, old)] if old == new else None
+    if max(map(len, keys)) > _MOST_WORDS:
+        return None
+    matcher = SequenceMatcher(None, keys[0], keys[1], autojunk=False)
+    anchors: dict[str, list[int]] = matcher.b2j  # type: ignore[attr-defined]  # documented, but not in the stubs
+    if sum(len(anchors.get(word, ())) for word in keys[0]) > _MOST_COMPARISONS:
+        for word in [word for word, places in anchors.items() if len(places) > _RARE]:
+            del anchors[word]
     found: Segments = []
-    for kind, start, end, new_start, new_end in SequenceMatcher(None, keys[0], keys[1], autojunk=False).get_opcodes():
+    for kind, start, end, new_start, new_end in matcher.get_opcodes():
         if kind == "equal":
             for before, after in zip(words[0][start:end], words[1][new_start:new_end], strict=True):
                 found += _space(before, after)
@@ -65,11 +73,6 @@ def _words(text: str) -> list[str]:
         return [text] if text else []
     starts[0] = 0
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-
-
-def _comparisons(old: list[str], new: list[str]) -> int:
-    often = Counter(new)
-    return sum(often[word] * count for word, count in Counter(old).items())
 
 
 def _space(before: str, after: str) -> Segments:

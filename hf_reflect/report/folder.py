@@ -1,6 +1,5 @@
 """What lies in a run's folder, piece by piece; what is not there is empty."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..errors import DataError, ReflectError
+from ..files import read_object
 
 
 def read_table(folder: Path) -> Dataset | None:
@@ -22,21 +22,10 @@ def read_table(folder: Path) -> Dataset | None:
         raise DataError(f"{folder} cannot be read as a saved dataset: {error}. Make it anew.") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's mapping; a DataError where it is no JSON."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Mend it, or move it away.") from error
-    return found if isinstance(found, dict) else {}
-
-
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
     """What the Trainer logged."""
     for folder in (run_dir / "model", run_dir):
-        if entries := read_json(folder / "trainer_state.json").get("log_history"):
+        if entries := read_object(folder / "trainer_state.json", absent={}).get("log_history"):
             return [entry for entry in entries if isinstance(entry, dict)]
     return []
 

@@ -1,7 +1,5 @@
 """How long the texts are: in the student's tokens where its tokenizer is at hand, else in characters."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,19 +28,9 @@ class Remembering:
         return {"input_ids": [range(self.known[hash(text)]) for text in texts]}
 
 
-def local_tokenizer(reading: Reading, settings: Mapping[str, Any]) -> Remembering | None:
-    """The student's, where it lies on this disk; never one from the network."""
-    student = str((settings.get("student") or {}).get("model") or "")
-    folders = [reading.folder / "model", reading.folder / "student", *([Path(student)] if student else [])]
-    for folder in folders:
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            from transformers import AutoTokenizer
-
-            try:
-                return Remembering(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
-            except (OSError, ValueError, ImportError, KeyError):
-                continue
-    return None
+def remembering(tokenizer: Any) -> Remembering | None:
+    """This tokenizer, so that it counts each text once; None for none."""
+    return tokenizer if tokenizer is None or isinstance(tokenizer, Remembering) else Remembering(tokenizer)
 
 
 def lengths_of(reading: Reading, part: str, places: np.ndarray, tokenizer: Any) -> np.ndarray:

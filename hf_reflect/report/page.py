@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..files import write_whole
+from ..launch import local_tokenizer
 from .drawing import Figure
-from .lengths import characters, lengths_of, local_tokenizer
+from .lengths import characters, lengths_of, remembering
 from .plots import curve, density, histogram
 from .reading import Reading, read_run
 from .rows import as_json, numbers_of, texts_of
@@ -35,7 +36,7 @@ _ORDERS = {
 }
 
 
-def build_report(run_dir: str | PathLike, output: str | PathLike | None = None) -> Path:
+def build_report(run_dir: str | PathLike, output: str | PathLike | None = None, tokenizer: Any = None) -> Path:
     """Write what happened in a run as one HTML file that needs no network: look first, then read row by row.
 
     All counts are over all rows; of the texts as many rows are in the file as fit into 4.5 MB, of every kind some.
@@ -44,6 +45,7 @@ def build_report(run_dir: str | PathLike, output: str | PathLike | None = None) 
     Args:
         run_dir: a run's `output_dir`.
         output: the file; `report.html` in the run's folder unless given.
+        tokenizer: the student's, for lengths; the run's own, where this machine has it, unless given.
 
     Returns the file's path.
 
@@ -53,17 +55,18 @@ def build_report(run_dir: str | PathLike, output: str | PathLike | None = None) 
     """
     reading = read_run(Path(run_dir))
     path = Path(run_dir) / "report.html" if output is None else Path(output)
-    context = _context(reading)
+    context = _context(reading, tokenizer)
     empty = _rendered(context | {"texts": "[]", "readable": len(reading.ids)})
     texts = texts_of(reading, _MOST_BYTES - len(empty.encode("utf-8", "replace")))
     write_whole(path, _rendered(context | {"texts": f"[{','.join(texts)}]", "readable": len(texts)}))
     return path
 
 
-def _context(reading: Reading) -> dict[str, Any]:
+def _context(reading: Reading, tokenizer: Any) -> dict[str, Any]:
     """All that the template shows, but the texts."""
     settings = reading.summary.get("settings") or {}
-    tokenizer = local_tokenizer(reading, settings)
+    student = (settings.get("student") or {}).get("model")
+    tokenizer = remembering(tokenizer or local_tokenizer(reading.folder, student))
     kept = reading.kept
     chosen = reading.selected if reading.selected is not None else reading.candidates.select(kept)
     found = statistics(

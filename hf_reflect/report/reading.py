@@ -10,10 +10,11 @@ from datasets import Dataset
 
 from ..columns import KEY_COLUMNS, SCORE_COLUMNS, require_columns
 from ..errors import DataError
+from ..files import read_object
 from ..pairs import error_code
 from ..selection import RULES, VARIANTS, decide
 from ..selection.versions import read_numbers, read_rows, read_versions
-from .folder import read_history, read_json, read_spent, read_table
+from .folder import read_history, read_spent, read_table
 from .statistics import selected_places
 
 KEPT, UNDECIDED = "kept", "not chosen yet"
@@ -89,9 +90,11 @@ def read_run(run_dir: Path) -> Reading:
     if not len(candidates):
         raise DataError(f"{run_dir / 'candidates'} has no rows. Make it anew with `--stage recycle --overwrite true`.")
     require_columns(candidates.column_names, _NEEDED, "`build_report`")
-    summary = read_json(run_dir / "summary.json")
+    summary = read_object(run_dir / "summary.json", absent={})
     settings = summary.get("settings") or {}
-    made_with = {name: read_json(run_dir / name / "made_with.json") for name in ("selected", "candidates")}
+    made_with = {
+        name: read_object(run_dir / name / "made_with.json", absent={}) for name in ("selected", "candidates")
+    }
     chosen_by = settings.get("selection") or made_with["selected"].get("selection") or {}
     reflect = settings.get("reflect") or made_with["candidates"].get("reflect") or {}
 

@@ -179,7 +179,7 @@ function fold(kind, title, content) {
 
 const notes = {
   new: "Hardly a word is the same as before, so nothing is marked.",
-  long: "Too long or too repetitive to be compared, so nothing is marked.",
+  long: "Too long to be compared, so nothing is marked.",
 };
 
 function part(label, found, parent) {
