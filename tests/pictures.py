@@ -7,11 +7,15 @@ Needs Chromium, chromedriver, and what `pip install -e ".[dev]"` brings.
 
 import base64
 import sys
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from conftest import chromium
+from datasets import Dataset
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from hf_reflect import build_report
 from hf_reflect.hub.__main__ import main as hub
@@ -30,23 +34,28 @@ def main(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as work, chromium(work) as browser:
         page = build_report(run, Path(work) / "report.html")
-        browser.get(f"{page.as_uri()}")
-        picture(browser, folder / "report.png", 1280, 1700)
+        browser.get(page.as_uri())
+        picture(browser, folder / "report.png", 1280, 1500)
+        selected = Dataset.load_from_disk(str(run / "selected"))
+        shown = selected["row_id"][selected["variant"][:].index("response")]
+        browser.get(f"{page.as_uri()}#row={quote(shown)}")
+        picture(browser, folder / "reader.png", 1280, 1000)
         contents = Path(work) / "quickstart"
         assert hub(["write", str(run), str(contents), "--tokenizer", str(run / "model")]) == 0
         text = (contents / "README.md").read_text(encoding="utf-8").split("\n---\n", 1)[1]  # below the metadata
         card = contents / "card.html"
         card.write_text(_CARD.format(body=MarkdownIt("commonmark").enable("table").render(text)), encoding="utf-8")
         browser.get(card.as_uri())
-        picture(browser, folder / "card.png", 960, 1500)
+        picture(browser, folder / "card.png", 960, 1350)
 
 
 def picture(browser, path: Path, width: int, height: int) -> None:
     """The top of the page that is open, as wide and as high as this."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {})
-    path.write_bytes(base64.b64decode(shot["data"]))
+    browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
+    shot = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", {})["data"])
+    Image.open(BytesIO(shot)).convert("RGB").quantize(128).save(path, optimize=True)
     print(path)
 
 

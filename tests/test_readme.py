@@ -1,10 +1,16 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import datasets
 import pytest
 from conftest import ROOT, ROWS, TEXTS, byte_level_tokenizer, tiny_llama
 from endpoint import rewriting
+from hub import Hub
+
+from hf_reflect import select
 
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -101,6 +107,33 @@ def test_the_configuration_in_the_readme_fits_the_recipe(tmp_path, monkeypatch):
     assert parse_arguments(types, "recipe.py")[1].extra_body == {"reasoning_effort": "none"}
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([A-Z]+\.md)\)", README))
+def test_the_lines_of_statistics_and_publishing_run_as_they_stand(finished_run, tmp_path, capsys):
+    candidates = datasets.load_from_disk("runs/mine/candidates")
+    for place, name in enumerate(("ifd", "r_ifd")):
+        candidates = candidates.add_column(name, [0.5 + (n + place) % 7 / 20 for n in range(len(candidates))])
+    candidates.save_to_disk("runs/scored/candidates")
+    select(candidates).save_to_disk("runs/mine/selected")
+    names = {}
+    code = next(block for block in PYTHON if "found.save(" in block)
+    code = code.replace("Qwen/Qwen3-0.6B-Base", str(tmp_path / "student")).replace(
+        "mine/candidates", "scored/candidates"
+    )
+    exec(code, names)
+    assert json.loads((tmp_path / "statistics.json").read_text()) == names["found"]
+    assert "fully reflected" in capsys.readouterr().out
+    with Hub() as hub:
+        code = next(block for block in PYTHON if "push_recycled(" in block)
+        python = "from datasets import load_from_disk\ncandidates = load_from_disk('runs/scored/candidates')\n"
+        python += "selected = load_from_disk('runs/mine/selected')\n" + code.replace("you/name", "writer/name")
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        environment |= hub.environment(HF_HOME=str(tmp_path / "home"))
+        done = subprocess.run(
+            [sys.executable, "-c", python], env=environment, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        assert hub.repositories["datasets", "writer/name"].private
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([\w./]+\.(?:md|png|yaml))\)", README))
 def test_links_to_files_lead_somewhere(path):
     assert (ROOT / path).exists()

@@ -151,6 +151,10 @@ def test_the_quickstart_runs_again_without_asking_and_in_either_order_on_two_pro
     ):
         assert output.count(words) == 1
     assert not (tmp_path / "all" / ".work").exists()
+    assert hf_reflect.verify(str(tmp_path / "all")) == []
+    pictures = [sys.executable, ROOT / "tests" / "pictures.py", tmp_path / "all", tmp_path / "pictures"]
+    assert subprocess.run(pictures, capture_output=True, timeout=120).returncode == 0
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"report.png", "reader.png", "card.png"}
 
     few_steps = ("--max_steps", "3", "--logging_steps", "1")
     output, again, asked, _ = quickstart("all", *few_steps)
