@@ -12,7 +12,7 @@ from datasets import Dataset
 from .checks import all_of
 from .columns import SCORE_COLUMNS, require_columns
 from .errors import ReflectError, SettingsError
-from .launch import load_table
+from .launch import load_table, revision_of
 from .pairs import to_pairs
 from .prompts import PROMPTS
 from .reflection import ReflectionTransform
@@ -130,11 +130,12 @@ class DataArguments:
         """Whether the student must score the rows before the teacher sees some."""
         return self.preselect_share is not None and self.preselect_by in SCORE_COLUMNS
 
-    def pairs(self) -> tuple[Dataset, dict[str, int]]:
-        """The table of `to_pairs` of these settings; rows that were read, not_taken (beyond max_rows), invalid."""
+    def pairs(self) -> tuple[Dataset, dict[str, Any]]:
+        """The table of `to_pairs` of these settings; and of its source: rows, not_taken, invalid, revision."""
         if self.dataset is None:
             raise SettingsError("Name the data to recycle: `dataset: <folder, file or Hub id>`, or `--dataset ...`.")
         dataset = load_table(self.dataset, self.split)
+        revision = revision_of(dataset)
         assert not isinstance(self.rename_columns, str)  # parsed above
         names = self.rename_columns or {}
         require_columns(dataset.column_names, names, "`rename_columns`", "Give the names as they are: old to new.")
@@ -142,7 +143,13 @@ class DataArguments:
         taken = min(self.max_rows or len(dataset), len(dataset))
         pairs = to_pairs(dataset.take(taken), turns=self.turns, invalid=self.invalid)
         rows = {row_id.rsplit("/", 1)[0] for row_id in pairs["row_id"]} if self.turns == "all" else pairs
-        return pairs, {"rows": len(dataset), "not_taken": len(dataset) - taken, "invalid": taken - len(rows)}
+        source = {"rows": len(dataset), "not_taken": len(dataset) - taken, "invalid": taken - len(rows)}
+        return pairs, source | ({"revision": revision} if revision else {})
+
+    def candidates_table(self) -> Dataset:
+        """What `candidates` names: of a dataset of `push_recycled` all versions."""
+        assert self.candidates is not None
+        return load_table(self.candidates, what="candidates", config="candidates")
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ ReflectError                    everything below; a recipe prints its message wi
 ├── SettingsError (ValueError)  an argument, or arguments that do not go together
 ├── TeacherError (RuntimeError) the endpoint cannot be used, or too many replies are unusable
 │   └── BudgetExceeded          a limit of the ledger was reached and `on_budget="raise"`
-└── HubError (RuntimeError)     the Hub does not let us, or cannot be reached; nothing there has changed
+└── HubError (RuntimeError)     the Hub does not let us, or cannot be reached; what was there is as it was
 """
 
 

@@ -1,6 +1,7 @@
 """How a recipe starts and fails: tables and tokenizers from anywhere, errors said once and short."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from .errors import DataError, Interrupted, ReflectError
@@ -36,10 +38,10 @@ def main_of(recipe: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def load_table(path: str, split: str = "train", what: str = "dataset") -> Dataset:
+def load_table(path: str, split: str = "train", what: str = "dataset", config: str | None = None) -> Dataset:
     """A split from a folder of `save_to_disk`, a JSON, JSONL, CSV or Parquet file, or the Hub.
 
-    Of a dataset that has a configuration by the name of `what`, as `push_recycled` makes one of candidates, that one.
+    Of a dataset that has the configuration `config`, as `push_recycled` makes one of candidates, that one.
 
     Raises:
         DataError: nothing is there, or it cannot be read.
@@ -59,8 +61,7 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
                 raise DataError(f"The {what} {path!r} is a file of unknown kind; known are {', '.join(kinds)}.")
             loaded = datasets.load_dataset(kinds[local.suffix], data_files=path)
         else:
-            names = datasets.get_dataset_config_names(path)
-            loaded = datasets.load_dataset(path, what if what in names else None)
+            loaded = _load(path, config)
     except ReflectError:
         raise
     except StopIteration as error:
@@ -78,6 +79,41 @@ def load_table(path: str, split: str = "train", what: str = "dataset") -> Datase
     if not len(loaded):
         raise DataError(f"The {what} {path!r} is empty.")
     return loaded
+
+
+def saved_table(folder: Path) -> Dataset | None:
+    """A table that `save_to_disk` wrote; None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not folder.exists():
+        return None
+    try:
+        return Dataset.load_from_disk(str(folder)).with_format(None)
+    except IndexError as error:  # how `datasets` says that no file belongs to it
+        raise DataError(f"{folder} has no rows. Make it anew, or move it away.") from error
+    except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
+        words = first_line(error).rstrip(".")
+        raise DataError(f"{folder} cannot be read as a saved dataset: {words}. Make it anew.") from error
+
+
+def _load(path: str, config: str | None) -> DatasetDict:
+    if config is not None:
+        try:
+            return datasets.load_dataset(path, config)
+        except ValueError as error:
+            if f"BuilderConfig '{config}' not found" not in str(error):
+                raise
+    return datasets.load_dataset(path)
+
+
+def revision_of(dataset: Dataset) -> str | None:
+    """The commit of the Hub that a table was loaded from; None where it came from elsewhere."""
+    # `datasets` keeps it nowhere but in the name of the folder of its Arrow files
+    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    found = folders.pop() if len(folders) == 1 else ""
+    return found if re.fullmatch("[0-9a-f]{40}", found) else None
 
 
 def hub_without_retries_on_screen() -> None:

@@ -1,12 +1,13 @@
 """What a run leaves to look at: statistics, a report, cards, the dataset on the Hub, figures beside the training's."""
 
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import DataArguments
-from .errors import ReflectError
+from .errors import ReflectError, SettingsError
 from .launch import local_tokenizer
 from .run import Run, print_summary
 
@@ -18,6 +19,12 @@ def check_push(data: DataArguments) -> None:
     """Before a teacher is paid: raise what a push at the end would raise for want of a login or of a licence."""
     if data.push_dataset_to:
         from .hub.pushing import check_access
+
+        if data.stage == "recycle":
+            raise SettingsError(
+                "`push_dataset_to` publishes candidates with what was selected from them, and `stage: recycle` "
+                "selects nothing: set it for `select`, `train` or `all`, or give `push_recycled` a selection of yours."
+            )
 
         check_access(data.push_dataset_to, data.publication(), private=not data.push_public)
 
@@ -48,8 +55,10 @@ def _push(folder: Path, name: str, publication: dict[str, str], private: bool) -
     try:
         print(f"  published  {push_run(folder, name, publication, private)}\n", flush=True)
     except ReflectError as error:
-        again = f"`python -m hf_reflect.hub push {folder} {name}{'' if private else ' --public …'}`"
-        raise type(error)(f"{error}\nThe run is complete, and only this push is missing: {again}.") from error
+        more = [] if private else ["--public"]
+        more += [word for key, value in publication.items() for word in (f"--{key}", value)]
+        again = shlex.join(["python", "-m", "hf_reflect.hub", "push", str(folder), name, *more])
+        raise type(error)(f"{error}\nThe run is complete, and only this push is missing: `{again}`.") from error
 
 
 def figures(run: Run, selection: dict[str, Any], told: bool) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.formatting.formatting import LazyBatch, LazyRow
 
-from .columns import SCORE_COLUMNS
+from .columns import KEY_COLUMNS, SCORE_COLUMNS
 from .errors import DataError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,13 @@ def content_hash(pair: dict[str, Any]) -> str:
 def error_code(error: str | None) -> str:
     """What stands before the colon of an `error`; "" where there is none."""
     return (error or "").split(":")[0]
+
+
+def keys_of(dataset: Dataset) -> list[tuple[str, str, str]]:
+    """row_id, variant and source of every version, as text; a source that is null or not there is ""."""
+    dataset = dataset.with_format(None)
+    columns = [dataset[name][:] if name in dataset.column_names else [""] * len(dataset) for name in KEY_COLUMNS]
+    return [(str(row_id), variant, source or "") for row_id, variant, source in zip(*columns, strict=True)]
 
 
 def put_column(table: pa.Table, field: pa.Field, values: pa.Array | pa.ChunkedArray) -> pa.Table:

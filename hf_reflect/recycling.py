@@ -9,6 +9,7 @@ responses that are made afterwards. Tables on disk carry the work from step to s
 last one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from .arguments import DataArguments, TeacherArguments
 from .columns import KEY_COLUMNS, SCORE_COLUMNS, is_usable
 from .errors import SettingsError
+from .launch import revision_of
 from .reflection import ReflectionTransform
 from .run import Run, content_digest, is_complete
 from .selection import RULES, kept_positions, select_top
@@ -73,7 +75,7 @@ def prepare_pairs(run: Run, data: DataArguments, student: dict[str, Any]) -> int
                 "`output_dir`, or replace them with `--overwrite true`: replies stay in the ledger."
             )
         run.save("pairs", pairs)
-    run.note(source=source)
+    run.notes["source"] = source
     return len(unscored(run.load("pairs")))
 
 
@@ -98,6 +100,13 @@ def take_published(run: Run, published: "Published") -> None:
         table, words = load_checked(published)
         print(f"The published scores: {words}.", flush=True)
         run.save("candidates", table)
+
+
+def take_candidates(run: Run, name: str, candidates: Dataset, content: str) -> None:
+    """Another's table, with this content, as what this run's own copy will be made from."""
+    run.holds("candidates", data={"dataset": name, "content": content}, teacher={}, reflect=None)
+    if revision := revision_of(candidates):
+        run.notes["candidates_revision"] = revision
 
 
 def reflect_all(run: Run, data: DataArguments, asked: TeacherArguments, teacher: Teacher) -> None:
@@ -227,6 +236,7 @@ def _pairs(
     reused = run.holds("candidates", **settings) and is_complete(run.load("candidates"))
     if made_for and not reused:
         run.holds("instructions", **settings)
+    run.notes["api_key_env"] = asked.api_key_env
     run.note(calls={"asked": 0, "reused": 0, "failed": 0, "cost": 0.0, "table_reused": reused})
     return None if reused else pairs
 
@@ -234,14 +244,14 @@ def _pairs(
 def _worth_it(run: Run, data: DataArguments) -> Dataset:
     """The rows that the teacher is to rewrite."""
     if data.preselects_by_score:
-        pairs, source = run.load("pairs"), run.summary["source"]
+        pairs, source = run.load("pairs"), run.notes["source"]
     else:
         pairs, source = data.pairs()
-    run.note(source=source)
+    run.notes["source"] = source
     if data.preselect_share is None:
         return pairs
     top = select_top(pairs, share=data.preselect_share, by=data.preselect_by)
-    run.note(source=source | {"not_preselected": len(pairs) - len(top)})
+    run.notes["source"] = source | {"not_preselected": len(pairs) - len(top)}
     print(f"Of {len(pairs):,} rows {len(top):,} are recycled, the first by {data.preselect_by}.", flush=True)
     return top.remove_columns([name for name in SCORE_COLUMNS if name in top.column_names])
 
@@ -251,15 +261,16 @@ def _reflected(run: Run, table: Dataset, transform: ReflectionTransform) -> Data
     calls = run.summary["calls"]
     for name, number in transform.prefetch(table).items():
         calls[name] = calls.get(name, 0) + number
-    run.took[transform.part] = dict(transform.took)
+    run.notes.setdefault("costs", {})[transform.part] = dict(transform.took)
+    run.notes["teacher_replies"] = dict(Counter(run.notes.get("teacher_replies")) + transform.returned)
+    run.notes["teacher_models"] = list(run.notes["teacher_replies"])
     return table.map(transform, batched=True, load_from_cache_file=False, desc=f"Reflecting: {transform.part}")
 
 
 def _save(run: Run, name: str, table: Dataset) -> None:
     """Save, unless just these versions are there: their scores, and what was made from them, stay."""
     if not run.has(name) or content_digest(run.load(name)) != content_digest(table):
-        notes = {"source": run.summary["source"], "costs": run.took} if name == "candidates" else {}
-        run.save(name, table, **notes)
+        run.save(name, table, **(run.notes if name == "candidates" else {}))
 
 
 def _versions(table: Dataset) -> Iterator[tuple]:

@@ -137,6 +137,7 @@ class ReflectionTransform:
     def _forget(self) -> None:
         self._answered, self._failures = 0, Counter[str]()
         # by all replies that the last `prefetch` saw, asked now or reused
+        self.returned = Counter[str]()  # the model names that came with them
         self.took: dict[str, float] = {"replies": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0}
         self._failed: dict[str, Reply] = {}  # by the ledger's key, from the last `prefetch`
         self._sampling: dict[int, tuple[dict[str, Any], Keys]] = {}  # the teacher's, by attempt, for one call
@@ -255,10 +256,10 @@ class ReflectionTransform:
 
         So no slow reply holds up a batch; the `map` after it only replays. Returns the numbers of this call: asked,
         reused, failed, prompt_tokens, completion_tokens, cost (of the asked); `took` has replies, prompt_tokens,
-        completion_tokens and cost of all, also of the reused. Any other callable than a Teacher keeps no ledger and is
-        left to `map`.
+        completion_tokens and cost of all, also of the reused, and `returned` their models' names. Any other callable
+        than a Teacher keeps no ledger and is left to `map`.
         """
-        self.took = dict.fromkeys(self.took, 0)
+        self.took, self.returned = dict.fromkeys(self.took, 0), Counter()
         if not isinstance(self.teacher, Teacher):
             return no_stats()
         teacher, before = self.teacher, self.teacher.stats
@@ -278,6 +279,7 @@ class ReflectionTransform:
                 self._failed[self._ask(attempt).key] = reply
             else:
                 self.took["replies"] += 1
+                self.returned[reply.model or "not named"] += 1
                 self.took["prompt_tokens"] += reply.prompt_tokens
                 self.took["completion_tokens"] += reply.completion_tokens
                 self.took["cost"] += teacher.cost(reply.prompt_tokens, reply.completion_tokens)

@@ -74,7 +74,7 @@ class Run:
             broadcast_object_list(launch)
         self.launch = launch[0]
         self.summary: dict[str, Any] = {}
-        self.took: dict[str, dict[str, float]] = {}  # what the teacher's stages took; rank 0
+        self.notes: dict[str, Any] = {}  # of rank 0, to be saved with the candidates
         self._settings: dict[str, dict[str, Any]] = {}  # of this launch, by section
         # one lock a process: a run that an error ended in this very one, a notebook, does not keep the next one out
         self._lock = FileLock(self.folder / ".lock", is_singleton=True)

@@ -96,7 +96,7 @@ def main() -> None:
     # 1. What is compared, what it takes, and what it can tell: before any money is spent.
     questions = load_test_sets(asked.test_sets)
     questions = questions.take(min(asked.max_questions or len(questions), len(questions)))
-    candidates = load_table(asked.candidates, what="candidates")
+    candidates = load_table(asked.candidates, what="candidates", config="candidates")
     unknown = experiment.by_coherence(asked.sets) if "coherence" not in candidates.column_names else []
     if unknown and asked.coherence_model and not asked.estimate_only:
         run.first("coherence", lambda: add_coherence(run, asked, candidates))

@@ -17,7 +17,7 @@ from hf_reflect import SelectionCallback, demo, outcome, recycling, to_training_
 from hf_reflect.arguments import DataArguments, SelectionArguments, TeacherArguments, parse_arguments
 from hf_reflect.callback import Figures
 from hf_reflect.errors import SettingsError
-from hf_reflect.launch import build_trainer, load_table, load_tokenizer, main_of
+from hf_reflect.launch import build_trainer, load_tokenizer, main_of
 from hf_reflect.reflection import estimate_recycling
 from hf_reflect.run import (
     Run,
@@ -91,7 +91,7 @@ def main() -> None:
         return run.finish(partial(outcome.look_back, run, data))
 
     # 2. The student chooses among all versions, inside the trainer that will train on them.
-    candidates = load_table(data.candidates, what="candidates") if data.candidates else run.load("candidates")
+    candidates = data.candidates_table() if data.candidates else run.load("candidates")
     run.note(candidates=describe_candidates(candidates))
     playing = recycling.chosen_branches(candidates) if selective else candidates
     selection = chosen_by.settings(training.seed)
@@ -99,8 +99,7 @@ def main() -> None:
     def is_chosen() -> bool:
         selection["candidates"] = content = content_digest(candidates)
         if data.candidates:  # another run's: a copy with scores comes here, unless this folder has its own
-            source = {"dataset": data.candidates, "content": content}
-            run.holds("candidates", data=source, teacher={}, reflect=None)
+            recycling.take_candidates(run, data.candidates, candidates, content)
         else:
             run.require("candidates", reflect=made_for)
         return run.holds("selected", student=student, selection=selection)
@@ -124,7 +123,8 @@ def main() -> None:
 
         def save_choice() -> None:
             scored = callback.with_scores(playing)
-            run.save("candidates", recycling.put_scores(candidates, scored) if selective else scored)
+            table = recycling.put_scores(candidates, scored) if selective else scored
+            run.save("candidates", table, **run.notes)
             run.save("selected", selected, costs={"scoring": {"seconds": callback.seconds}})
             rmtree(run.folder / "scores", ignore_errors=True)
 

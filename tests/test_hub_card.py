@@ -1,5 +1,7 @@
 """The cards of published data and of trained models: what they say, and what of other people's words stays."""
 
+import re
+
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -128,7 +130,56 @@ def test_broken_metadata_is_an_error(metadata, said):
         merge(f"---\n{metadata}\n---\n")
 
 
+def test_what_was_written_before_is_replaced_and_what_was_changed_since_stays():
+    before = {"license": "mit", "license_name": "x", "language": "en", "size_categories": ["n<1K"]}
+    text = "---\nlicense: mit  # ours\nlicense_name: x\nlanguage: fr\n# theirs\nmine: 1\n---\n"
+    absent = {"license": "cc0-1.0", "license_name": None, "language": "de", "size_categories": ["1K<n<10K"]}
+    made = merge(text, absent=absent, written=before, joined={})
+    wanted = {"license": "cc0-1.0", "language": "fr", "mine": 1, "size_categories": ["1K<n<10K"], "configs": CONFIGS}
+    assert metadata_of(made) == wanted and "# theirs\nmine: 1\n" in made
+    assert merge(made, absent=absent, written=absent, joined={}) == made
+
+
+@pytest.mark.parametrize(
+    ("info", "left"),
+    [
+        ("\n  config_name: default\n  features: []", None),
+        ("\n  features: []", None),
+        ("\n- config_name: default\n  features: []", None),
+        ("\n- config_name: extra\n  x: 1\n- config_name: default\n  x: 2", [{"config_name": "extra", "x": 1}]),
+        ("\n  config_name: extra\n  x: 1", {"config_name": "extra", "x": 1}),
+    ],
+)
+def test_what_the_card_tells_of_files_that_were_replaced_goes(info, left):
+    made = metadata_of(merge(f"---\nmine: 1\ndataset_info:{info}\nlast: 2\n---\n# Words\n"))
+    assert made.get("dataset_info") == left and (made["mine"], made["last"]) == (1, 2)
+
+
+def test_a_card_that_somebody_gave_another_licence_is_an_error_that_names_both():
+    with pytest.raises(DataError, match="says `license: mit`, and the provenance says 'cc-by-4.0'"):
+        card({"license": "cc-by-4.0"}, existing="---\nlicense: MIT\n---\n")
+    for there in ("license: CC-BY-4.0", "license: [mit, cc-by-4.0]", "license:"):
+        card({"license": "cc-by-4.0"}, existing=f"---\n{there}\n---\n")
+
+
 # ---- what a dataset's card says
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said", "unsaid"),
+    [
+        ({"rule": "paper"}, "small scored every version, and 1,200 rows were kept", "came with"),
+        ({"rule": "fit", "rescore": True}, "small scored every version", "came with"),
+        ({"rule": "ifd", "rescore": False}, "`ifd`: the scores that came with the candidates chose.", "small scored"),
+        ({"rule": "coherence"}, "the coherence of every version was measured, and 1,200 rows", "small scored"),
+        ({"rule": "random"}, "by the rule `random`, which needs no scores.", "small scored"),
+        ({"rule": "longest", "rescore": False}, "by the rule `longest`, which needs no scores.", "came with"),
+    ],
+)
+def test_the_card_says_who_scored(provenance, said, unsaid):
+    made = card(provenance).split("## Load it")[0]
+    assert said in made and unsaid not in made
+    assert "with their scores" in made and "with their scores" not in card(provenance, columns=("row_id",))
 
 
 def test_the_card_shows_the_numbers_of_the_statistics():
@@ -199,6 +250,20 @@ def test_a_model_s_card_names_what_it_was_made_from(tmp_path):
     for line in ("| recipe | srecycle\\_alpaca.yaml |", "| rows trained on | 2345 |", "| with | trl 1.16.0 |"):
         assert line in made.splitlines(), line
     assert "| rule | paper, ifd\\_gate 1.0 |" in made
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [
+        ({}, "by Selective Reflection-Tuning: big rewrote.*, and the student chose what to train on\\. "),
+        ({"rescore": False}, "by Reflection-Tuning: .*, and the scores that came with the candidates chose what"),
+        ({"rule": "random"}, "by Reflection-Tuning: .*, and the rule `random` chose what to train on\\. "),
+        ({"rule": None}, "by Reflection-Tuning: big rewrote the data of [^,]*\\. The data"),
+    ],
+)
+def test_a_model_s_card_says_who_chose(tmp_path, provenance, said):
+    made = write_model_card(tmp_path / "model", PROVENANCE | provenance, "org/base").read_text()
+    assert re.search(said, made)
 
 
 def test_a_model_s_card_keeps_what_trl_wrote(tmp_path):

@@ -269,6 +269,81 @@ def test_columns_of_any_type_come_back_as_they_were(tmp_path):
         assert table.select_columns(expected.column_names).to_list() == expected.to_list()
 
 
+def test_pictures_given_by_their_paths_are_published_with_the_table(hub, at_hub, tables, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (3, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    candidates, selected = tables
+    red = {"bytes": None, "path": str(tmp_path / "red.png")}
+    column = [[red] if n else None for n in range(len(candidates))]
+    candidates = candidates.add_column("shown", column, feature=datasets.List(datasets.Image(decode=False)))
+    seen = [red] * len(selected)
+    at_hub(push, "writer/pictures", candidates, selected.add_column("seen", seen, feature=datasets.Image()))
+    content = (tmp_path / "red.png").read_bytes()
+    (tmp_path / "red.png").unlink()
+    files = hub.repositories["datasets", "writer/pictures"].files
+    stored = pq.read_table(pa_buffer(files["candidates/train-00000-of-00001.parquet"]))["shown"]
+    assert stored.to_pylist()[:2] == [None, [{"bytes": content, "path": "red.png"}]]
+    assert at_hub(verified, "writer/pictures") == []
+    rows, _ = at_hub(load, "writer/pictures")
+    assert rows[0]["seen"] == {"bytes": content, "path": "red.png"}
+    with pytest.raises(DataError, match="in `shown` cannot be read: .*red.png.*Bring it back, or remove the column"):
+        push("writer/pictures", candidates, selected)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("empty", [{}], r"The column `empty` holds struct<>, which cannot be published as Parquet"),
+        ("view", [b"x"], "The column `view` holds binary_view, which cannot be published as Parquet"),
+        ("error", [7], "The column `error` of the table `candidates` holds int64, where text or null is needed"),
+    ],
+)
+def test_a_column_that_cannot_be_published_is_named(tmp_path, name, values, said):
+    import pyarrow as pa
+
+    from hf_reflect.hub.contents import write_contents
+
+    kinds = {"empty": pa.struct([]), "view": pa.binary_view(), "error": pa.int64()}
+    row = {"row_id": "1", "variant": "original", "instruction": "Ask.", "input": "", "response": "Say."}
+    candidates = datasets.Dataset.from_list([row]).add_column(name, pa.array(values, kinds[name]))
+    with pytest.raises(DataError, match=said):
+        write_contents(tmp_path / "made", candidates, candidates, {"rule": "original"})
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(
+    hub, at_hub, tables, tmp_path, monkeypatch, capfd
+):
+    from hf_reflect.hub import contents
+
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file, and what is published is a folder"):
+        contents.write_contents(tmp_path / "file", *tables)
+    with pytest.raises(DataError, match="cannot be written.*Not a directory.*give a folder that may be written to"):
+        contents.write_contents(tmp_path / "file" / "folder", *tables)
+    monkeypatch.setattr(contents, "_SHARD_BYTES", 1)  # never more files than rows
+    datasets.enable_progress_bars()
+    try:
+        contents.write_contents(tmp_path / "made", *tables, PROVENANCE)
+        assert "%|" not in capfd.readouterr().err and not datasets.are_progress_bars_disabled()
+    finally:
+        datasets.disable_progress_bars()
+    assert len(list((tmp_path / "made" / "candidates").iterdir())) == len(tables[0])
+    with pytest.raises(DataError, match="cannot be written.*nowhere.*set TMPDIR"):
+        at_hub(push_from, str(tmp_path / "nowhere"), "writer/nowhere", *tables)
+    assert ("datasets", "writer/nowhere") not in hub.repositories
+
+
+def push_from(folder, *arguments):
+    import tempfile
+
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        push(*arguments)
+    finally:
+        tempfile.tempdir = before
+
+
 # ---- interrupted
 
 
@@ -300,6 +375,10 @@ def test_a_push_killed_in_the_middle_leaves_nothing_and_can_be_repeated(hub, tab
         (Fault("POST", "/commit/", drop=10), "went away"),
         (Fault("POST", "/commit/", status=429, headers={"Retry-After": "77"}), "try again in 77 seconds"),
         (Fault("POST", "/commit/", status=403), "may not write to"),
+        (
+            Fault("POST", "/commit/", status=403, headers={"X-Error-Message": "Storage is over its limit."}),
+            "The Hub says: .*Storage is over its limit",
+        ),
         (Fault("PUT", "^/objects/", status=400), "refused this for writer/refused"),
     ],
 )
@@ -336,7 +415,7 @@ def test_a_hub_that_cannot_be_reached_is_said_before_anything_is_made(hub, at_hu
 def test_a_first_push_that_fails_leaves_an_empty_repository_that_the_next_one_fills(hub, at_hub, tables):
     name = "writer/first"
     hub.faults += [Fault("POST", "/commit/", lost=False, drop=10), Fault("GET", f"/{name}$", drop=0, after=2)]
-    with pytest.raises(HubError, match="writer/first is there, and empty, or has all of the push: it is one commit"):
+    with pytest.raises(HubError, match="Either all of the push arrived.*or writer/first was made, and is empty"):
         at_hub(push, name, *tables)
     hub.faults[:] = [Fault("POST", "/commit/", status=502)]
     with pytest.raises(HubError, match="writer/first is as it was"):
@@ -417,10 +496,54 @@ def test_a_repository_with_other_data_is_left_alone(hub, at_hub, tables):
     hub.make("writer/theirs", {"train.csv": b"a,b\n1,2\n"})
     with pytest.raises(DataError, match="writer/theirs holds data with another schema: train.csv"):
         at_hub(push, "writer/theirs", *tables)
-    hub.make("writer/newer", {"provenance.json": b'{"format": 99}', "data/x.parquet": b""})
+    hub.make("writer/newer", {"provenance.json": b'{"format": 99, "hashes": {}}', "data/x.parquet": b""})
     with pytest.raises(DataError, match="newer hf_reflect"):
         at_hub(push, "writer/newer", *tables)
     assert len(hub.repositories["datasets", "writer/theirs"].commits) == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["pictures/a.png", "words.tar", "train.jsonl.xz", "data/a.txt", "model.pkl", "x.json"]
+)
+def test_files_of_any_kind_are_other_data(hub, at_hub, tables, path):
+    hub.make("writer/others", {path: b"theirs", "README.md": b"# Theirs", "LICENSE-MIT": b"", "notes.txt": b""})
+    with pytest.raises(DataError, match=f"holds data with another schema: {path}, and no provenance"):
+        at_hub(push, "writer/others", *tables)
+    assert len(hub.repositories["datasets", "writer/others"].commits) == 2
+
+
+@pytest.mark.parametrize("found", [b'{"format": "w3c"}', b'{"format": true, "hashes": {}}', b'{"format": 1}', b"[1]"])
+def test_a_provenance_of_another_tool_makes_nothing_ours(hub, at_hub, tables, found):
+    theirs = {"provenance.json": found, "data/train-00000-of-00002.parquet": b"theirs"}
+    repository = hub.make("writer/w3c", theirs)
+    with pytest.raises(DataError, match="holds data with another schema: data/train-00000-of-00002.parquet"):
+        at_hub(push, "writer/w3c", *tables)
+    assert repository.files.items() >= theirs.items()
+
+
+def test_what_a_push_said_in_the_card_follows_the_next_and_what_others_said_stays(hub, at_hub, tables):
+    name = "writer/follows"
+    at_hub(push, name, *tables, {"license": "Ask us", "language": "en"})
+    at_hub(push, name, *tables, {"license": "mit", "language": "en", "source_dataset": "someone/else"})
+    card = hub.repositories["datasets", name].files["README.md"].decode()
+    assert "\nlicense: mit\n" in card and "license_name" not in card
+    assert "someone/else" in (head := card.split("---")[1]) and "some-data" not in head
+    theirs = card.replace("license: mit", "license: apache-2.0").replace("language: en", "language: [en, la]")
+    hub.edit(name, {"README.md": theirs.encode()})
+    requests = len(hub.repositories["datasets", name].commits)
+    for call in (push, access):
+        with pytest.raises(DataError, match="`license: apache-2.0`, and the provenance says 'mit'"):
+            at_hub(call, name, *tables, {"license": "mit"})
+    assert len(hub.repositories["datasets", name].commits) == requests
+    at_hub(push, name, *tables, {"license": "Apache-2.0", "language": "fr"})
+    card = hub.repositories["datasets", name].files["README.md"].decode()
+    assert "license: apache-2.0" in card and "language: [en, la]" in card
+
+
+def access(name, candidates, selected, provenance):
+    from hf_reflect.hub.pushing import check_access
+
+    check_access(name, provenance)
 
 
 def test_a_repository_with_only_a_card_is_taken(hub, at_hub, tables):
@@ -440,6 +563,18 @@ def test_visibility_is_never_changed(hub, at_hub, tables):
     assert hub.repositories["datasets", "writer/hidden"].private
 
 
+def test_what_is_allowed_and_perhaps_not_meant_is_said(at_hub, tables):
+    first = at_hub(warnings_of_push, "writer/said", *tables, PROVENANCE)
+    other = at_hub(warnings_of_push, "writer/said", *tables, PROVENANCE | {"source_dataset": "someone/else"})
+    assert not first and any(
+        "held rows of someone/some-data; these, of someone/else, replace" in each for each in other
+    )
+    chosen = at_hub(warnings_of_push, "writer/other-rule", *tables, PROVENANCE | {"rule": "original"})
+    assert any(
+        "`verify` will not agree with writer/other-rule" in each and "the rule takes" in each for each in chosen
+    )
+
+
 def test_a_public_push_needs_licence_and_terms(hub, at_hub, tables):
     with pytest.raises(SettingsError, match="needs `license` and `teacher_terms`"):
         push("writer/open", *tables, private=False)
@@ -450,10 +585,46 @@ def test_a_public_push_needs_licence_and_terms(hub, at_hub, tables):
     assert not repository.private and b"\nlicense: cc-by-4.0\n" in repository.files["README.md"]
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "writer/a b", "", "writer/.."])
+@pytest.mark.parametrize("name", ["a/b/c", "writer/a b", "", "writer/..", None])
 def test_a_name_that_cannot_be_one_is_refused(tables, name):
     with pytest.raises(SettingsError, match="cannot be the name of a dataset"):
         push(name, *tables)
+
+
+# ---- reading what was pushed
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "33"}}, "takes no more requests for now; try again in 33 seconds"),
+        ({"status": 503}, r"trouble of its own \(status 503\)"),
+        ({"status": 403, "headers": {"X-Error-Message": "Not from here."}}, "may not read .*The Hub says: .*Not from"),
+        ({"status": 401, "headers": {"X-Error-Message": "Invalid credentials in Authorization header"}}, "this token"),
+        ({"drop": 0}, "was not reached, or went away"),
+    ],
+)
+def test_a_hub_that_does_not_let_us_read_is_told_by_its_reason(hub, at_hub, tables, fault, said):
+    if ("datasets", "writer/read") not in hub.repositories:
+        at_hub(push, "writer/read", *tables)
+    hub.faults.append(Fault("GET", "^/api/datasets/writer/read", **fault, times=9))
+    with pytest.raises(HubError, match=f"'writer/read' could not be read from the Hub. .*{said}"):
+        at_hub(verified, "writer/read")
+
+
+def test_our_own_mistakes_are_not_the_hub_s(tmp_path):
+    from hf_reflect.hub.refusals import hub_errors
+
+    for mistake in (KeyError("name"), TypeError("no"), AssertionError("no"), FileNotFoundError("no")):
+        with pytest.raises(type(mistake)), hub_errors("writer/new", ""):
+            raise mistake
+
+
+@pytest.mark.parametrize("token", ["hf_x\n", "hf_\u00fc", "hf_a b", ""])
+def test_a_token_that_cannot_be_sent_is_not_shown(tables, token):
+    with pytest.raises(SettingsError, match="The token of the Hub .*Copy it once more") as raised:
+        push("writer/new", *tables, token=token)
+    assert not token or token not in str(raised.value)
 
 
 # ---- secrets
@@ -499,18 +670,49 @@ def test_only_what_looks_like_a_secret_is_one(monkeypatch):
         "MY_SERVICE_API_KEY": "0123456789ab",
         "SHORT_TOKEN": "0123456789a",
         "TOKENIZERS_PARALLELISM": "false-and-much-longer",
-        "NAMED_BY_ME": "12345678",
+        "NAMED_BY_ME": "1234567x",
         "db_password": "correct horse battery",
+        "TOGETHER_KEY": "tgp-0123456789",
+        "GITHUB_PAT": "ghp-0123456789",
+        "API_KEY": "plain-0123456789",
+        "AWS_SECRET_ACCESS_KEY": "aws-0123456789",
+        "PGPASSWORD": "postgres-0123456789",
+        "OPENAI_API_KEY": "placeholder",
+        "SSH_KEY": __file__,
+        "MAX_TOKEN": "123456789012",
+        "MONKEY": "no-key-of-anything",
     }.items():
         monkeypatch.setenv(name, value)
     found = known_secrets({"teacher": {"api_key_env": "NAMED_BY_ME"}}, token="hf_given_one")
     assert found.items() >= {
         ("0123456789ab", "MY_SERVICE_API_KEY"),
-        ("12345678", "NAMED_BY_ME"),
+        ("1234567x", "NAMED_BY_ME"),
+        ("tgp-0123456789", "TOGETHER_KEY"),
+        ("ghp-0123456789", "GITHUB_PAT"),
+        ("plain-0123456789", "API_KEY"),
+        ("aws-0123456789", "AWS_SECRET_ACCESS_KEY"),
+        ("postgres-0123456789", "PGPASSWORD"),
         ("correct horse battery", "db_password"),
         ("hf_given_one", "the Hub token that was given"),
     }
-    assert not {"0123456789a", "false-and-much-longer"} & found.keys()
+    assert known_secrets({"api_key_env": "NAMED_BY_ME"})["1234567x"] == "NAMED_BY_ME"
+    others = {"0123456789a", "false-and-much-longer", "placeholder", __file__, "123456789012", "no-key-of-anything"}
+    assert not others & found.keys()
+
+
+def test_a_secret_that_is_no_utf8_is_found_and_harms_nothing(tmp_path, monkeypatch):
+    from hf_reflect.hub.secrets import known_secrets, refuse_secrets
+
+    secret = b"\xe9\xe8geheim-0123"
+    monkeypatch.setenv("DB_PASSWORD", os.fsdecode(secret))
+    table = datasets.Dataset.from_dict({"blob": [b"x", b"a" + secret], "text": ["é", "è"]})
+    table.select([0]).to_parquet(tmp_path / "table.parquet")
+    refuse_secrets(tmp_path, known_secrets())
+    table.to_parquet(tmp_path / "table.parquet")
+    (tmp_path / "address.txt").write_text("https://me:%E9%E8geheim-0123@example.org")
+    with pytest.raises(DataError, match="DB_PASSWORD is in address.txt") as raised:
+        refuse_secrets(tmp_path, known_secrets())
+    assert "in table.parquet, column `blob`, row 1" in str(raised.value) and "geheim" not in str(raised.value)
 
 
 # ---- tables that do not go together

@@ -522,7 +522,27 @@ def test_a_run_that_only_recycled_agrees_and_one_that_lost_files_does_not(scored
     assert verify(run) == ["summary.json is missing: the run was stopped before its end."]
     arrow = next((run / "candidates").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
-    one(verify(run), "candidates/ cannot be read")
+    one(verify(run), "candidates cannot be read as a saved dataset")
+
+
+def test_a_number_that_was_changed_in_the_card_or_in_the_statistics_is_found(published):
+    card, numbers = published / "README.md", published / "statistics.json"
+    card.write_text(card.read_text() + "\nMy own words.\n")
+    assert verify(published) == []
+    before = card.read_text()
+    card.write_text(before.replace("| rows |", "| rows, about |"))
+    assert card.read_text() != before
+    assert verify(published) == [
+        "README.md: the part between the markers is not what was published: push again to write it anew."
+    ]
+    card.write_text(before)
+    edit_json(numbers, lambda it: it["sets"]["original"]["response_tokens"].update(mean=12.5, n=8))
+    assert verify(published) == ["statistics.json: lengths, costs or coherence are not those that were published."]
+
+
+def test_a_provenance_without_hashes_is_no_proof(published):
+    edit_json(published / "provenance.json", lambda it: it.update(hashes={}))
+    assert {"provenance.json lacks the hash of the config `default`."} <= set(verify(published))
 
 
 # ---- where it is
@@ -574,8 +594,9 @@ def test_the_command_pushes_a_run_prints_the_commit_and_what_is_there_agrees(sco
         assert hub.repositories["datasets", repo].private
         done = asked_of(hub, WRITER, repo, tmp_path)
         assert done.returncode == 0 and done.stdout.startswith("OK: "), done
-    assert main(["push", "--public", str(run), repo]) == 1
-    assert "license" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["push", "--public", str(run), repo])
+    assert "--public needs --license" in capsys.readouterr().err
 
 
 def test_the_command_says_ok_with_counts_or_lists_what_it_found(published, scored, tmp_path, capsys):

@@ -245,17 +245,22 @@ def test_a_runs_folder_tells_its_settings_and_who_answered(tmp_path, tables):
     assert "instruction-json" in complete(found | {"license": "mit"}, *tables)["prompts"]
 
 
-def test_revisions_are_those_that_the_local_cache_knows(tmp_path, monkeypatch):
+def test_revisions_are_those_that_were_loaded_or_that_the_local_cache_knows(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     run = make_run(tmp_path / "run")
     assert "source_revision" not in provenance_of(run) and "commit" not in provenance_of(run)["student"]
     (tmp_path / "cache" / "models--org--student" / "refs").mkdir(parents=True)
     (tmp_path / "cache" / "models--org--student" / "refs" / "main").write_text("c0ffee")
-    (tmp_path / "cache" / "datasets--org--rivers" / "snapshots" / "decaf").mkdir(parents=True)
+    made_with = run / "candidates" / "made_with.json"
+    known = json.loads(made_with.read_text()) if made_with.exists() else {}
+    made_with.parent.mkdir(exist_ok=True)
+    made_with.write_text(json.dumps(known | {"source": {"rows": 9, "revision": "decaf"}}))
     found = provenance_of(run)
     assert found["source_revision"] == "decaf" and found["student"]["commit"] == "c0ffee"
-    (tmp_path / "cache" / "datasets--org--rivers" / "snapshots" / "another").mkdir()
-    assert "source_revision" not in provenance_of(run)  # nobody knows which
+    (tmp_path / "cache" / "models--org--student" / "refs" / "main").unlink()
+    for name in ("one", "another"):
+        (tmp_path / "cache" / "models--org--student" / "snapshots" / name).mkdir(parents=True)
+    assert "commit" not in provenance_of(run)["student"]  # nobody knows which
 
 
 def test_a_run_that_chose_from_anothers_candidates_names_who_made_those(tmp_path):

@@ -66,12 +66,17 @@ def test_what_one_run_publishes_another_student_chooses_from(recipe, endpoint, s
         assert "mine.yaml" in card and "model.safetensors" in model.files
 
         asked = len(endpoint.requests)
-        chosen = recipe(
-            hub, "theirs", candidates="writer/recycled", model_name_or_path=str(student_folder), rule="ifd"
-        )
+        theirs = {"candidates": "writer/recycled", "model_name_or_path": str(student_folder), "rule": "ifd"}
+        chosen = recipe(hub, "theirs", **theirs, push_dataset_to="writer/chosen")
         assert chosen.returncode == 0, chosen.stderr[-3000:]
         assert len(endpoint.requests) == asked
         ours, theirs = (datasets.load_from_disk(tmp_path / name / "candidates") for name in ("mine", "theirs"))
+        again = json.loads(hub.repositories["datasets", "writer/chosen"].files["provenance.json"])
+        assert again["candidates_from"] == "writer/recycled" and again["candidates_revision"] == dataset.head
+        assert again["rule"] == "ifd" and again["reflect"] == "all"
+        for name in ("teacher", "teacher_models", "prompts", "source_dataset"):  # who made them is still said
+            assert again[name] == provenance[name]
+        assert provenance["teacher_models"] == ["teacher-0125"] and provenance["api_key_env"] == "OPENAI_API_KEY"
         assert ours["response"][:] == theirs["response"][:] and ours["ifd"][:] == pytest.approx(theirs["ifd"][:])
 
 

@@ -18,6 +18,7 @@ from conftest import ROOT, TEXTS, byte_level_tokenizer, chromium
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hf_reflect.report.page as page_module
 from hf_reflect import RULES, select
 from hf_reflect.errors import DataError, SettingsError
 from hf_reflect.ledger import Ledger
@@ -25,8 +26,11 @@ from hf_reflect.pairs import PAIR_FEATURES
 from hf_reflect.recycling import chosen_branches
 from hf_reflect.report.__main__ import main
 from hf_reflect.report.differences import CUT, KEPT, NEW, differences, packed
+from hf_reflect.report.lengths import lengths_of
 from hf_reflect.report.page import build_report
-from hf_reflect.report.words import why_in_words
+from hf_reflect.report.plots import histogram
+from hf_reflect.report.reading import read_run
+from hf_reflect.report.words import percent, why_in_words
 from hf_reflect.selection import VARIANTS, decide
 
 ROWS = 60
@@ -151,7 +155,7 @@ def run(tmp_path_factory):
             "student": {"model": "some/student"},
             "selection": {"rule": "paper", "ifd_gate": 1.0, "r_ifd_gate": 1.0, "keep": "reflected", "seed": 0},
         },
-        "note": HOSTILE, "costs": costs,
+        "note": HOSTILE, "costs": costs, "calls": {"asked": 60, "table_reused": False},
         "source": {"rows": 70, "not_taken": 5, "invalid": 3, "not_preselected": 2},
     }  # fmt: skip
     make(folder, candidates, select(candidates), summary)
@@ -282,6 +286,7 @@ def test_what_was_kept_is_shown_by_variant_and_costs_by_stage(run, page):
     part = page[page.index("Which version was kept") :]
     shown = re.findall(r'class="count">(\d+)</strong> <span>', part[: part.index("</ul>")])
     assert list(map(int, shown)) == [kept[variant] for variant in VARIANTS]
+    assert "Left out, since" not in page and "or before. The ledger" in re.sub(r"\s+", " ", page)
     assert "17 requests, 4,321 tokens and 1.75 of money" in page and "12.50" in page and "0.25" in page
     assert "The training loss went from 3.000 (step 1) to 0.158 (step 19)." in page
     assert "1 infinite" in page and "without a value" in page
@@ -341,6 +346,14 @@ WHYS = {
     "response: the highest length of response": "The new response won: it is the longest response of the row.",
     "original: the lowest loss_response_given_instruction":
         "The original won: it is the lowest loss of response given instruction of the row.",
+    "instruction+response: the first usable of instruction+response, instruction, response, original":
+        "The new instruction with a new response won: it is usable, and the rule asks for it first.",
+    "original: the first usable of instruction+response, instruction, response, original":
+        "The original won: there is no usable new instruction with a new response, new instruction or new response.",
+    "original: the first usable of response, original": "The original won: there is no usable new response.",
+    "original: the first usable of original": "The original won: the rule takes nothing else.",
+    "no usable version among response, original":
+        "Dropped: of the new response and the original, none has both texts.",
 }  # fmt: skip
 
 
@@ -355,8 +368,17 @@ def test_every_reason_of_every_rule_has_its_sentence(rule):
     for decision in decide(versions, rule=rule):
         said = why_in_words(decision.why, decision.kept)
         assert said.endswith(".") and "→:" not in said and "_" not in said and "stood alone" not in said, said
+        assert "n+r" not in said and not re.search("first usable", said)
         assert said.startswith("Dropped") != decision.kept
         assert not re.search(r"\b(not taken|won with|taken;)", said) or ", so " in said
+
+
+@pytest.mark.parametrize(("part", "whole", "words"), [
+    (0, 5, "0 %"), (1, 1000, "< 1 %"), (1, 100, "1 %"), (50, 100, "50 %"), (9_999, 10_000, "> 99 %"), (5, 5, "100 %"),
+    (0, 0, "0 %"),
+])  # fmt: skip
+def test_a_share_is_all_or_nothing_only_where_it_is(part, whole, words):
+    assert percent(part, whole) == words
 
 
 # ---- what a run's folder may lack
@@ -368,6 +390,8 @@ def test_candidates_alone_are_enough(tmp_path):
     page = build_report(make(tmp_path, table(rows))).read_text()
     assert outcomes(page) == {"not chosen yet": 5} and "No scores yet" in page and "no student has scored them" in page
     assert funnel_of(page) == [(5, "Rows in the candidates"), (-5, "not chosen yet")]
+    assert "Which version would be kept" not in page and "the lines" not in page and "Dashed" not in page
+    assert "What the words mean" in page and "The originals" in page
 
 
 def test_scores_without_selected_say_what_would_be_kept(tmp_path):
@@ -447,6 +471,123 @@ def test_all_rows_kept_and_none_kept_are_both_fine(tmp_path, gate, keep, expecte
     assert outcomes(page).get("kept", 0) == expected * 10
 
 
+def test_conversations_of_several_exchanges_are_a_gain_and_no_share_exceeds_the_whole(tmp_path):
+    summary = {"source": {"rows": 12, "not_taken": 2, "invalid": 0}}
+    page = build_report(make(tmp_path, table(versions_of(18)), None, summary)).read_text()
+    lines = funnel_of(page)
+    assert lines[:4] == [(12, "Source rows"), (-2, "not taken"), (8, "pairs more than rows"),
+                         (18, "Rows in the candidates")]  # fmt: skip
+    assert '<span class="count">+8</span>' in page
+    part = page[page.index('<ol class="funnel">') : page.index("</ol>", page.index('<ol class="funnel">'))]
+    shares = [int(share) for share in re.findall(r"(\d+) %", part)]
+    assert max(shares) == 100 and max(float(width) for width in re.findall(r"width: ([\d.]+)%", part)) <= 100
+    kept = outcomes(page)["kept"]
+    assert f'Would be kept</span> <span class="quiet">{percent(kept, 18)}' in part
+
+
+ODD_NOTES = {
+    "costs": [1], "costs of a stage": {"instruction": 3, "response": [1], "scoring": {"seconds": "x", "steps": None}},
+    "source": [1], "rows": {"rows": "12", "invalid": {}}, "calls": 3, "note": ["<b>"], "settings": ["x"],
+    "sections": {"student": "gpt2", "teacher": 3, "data": [], "selection": "paper", "reflect": "all"},
+}  # fmt: skip
+
+
+def test_of_a_summary_what_has_an_odd_form_is_left_out_and_said(tmp_path):
+    make(tmp_path, table(versions_of(4)))
+    for name, odd in ODD_NOTES.items():
+        place = {"costs of a stage": "costs", "rows": "source", "sections": "settings"}.get(name, name)
+        (tmp_path / "summary.json").write_text(json.dumps({place: odd}))
+        (note,) = read_run(tmp_path).record.notes
+        assert note.startswith("Left out, since it does not have the form that a run writes: "), name
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"costs": ODD_NOTES["costs of a stage"]} | ODD_NOTES["sections"])
+    )
+    assert "Left out, since it does not have the form" in build_report(tmp_path).read_text()
+
+
+def test_a_damaged_log_costs_nobody_the_report(tmp_path):
+    make(tmp_path, table(versions_of(4)))
+    for log in (
+        "{",
+        json.dumps({"log_history": 5}),
+        json.dumps({"log_history": [{"loss": 1.0, "step": "x"}, {"loss": 1.0, "step": None}, 3]}),
+    ):
+        (tmp_path / "trainer_state.json").write_text(log)
+        reading = read_run(tmp_path)
+        assert "trainer_state.json" in reading.record.notes[0] and reading.record.history == []
+
+
+def test_a_loss_that_is_no_number_is_said_beside_those_that_are(tmp_path):
+    history = [{"step": n, "loss": loss} for n, loss in enumerate([3.0, 2.0, math.nan, math.inf])]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    page = build_report(make(tmp_path, table(versions_of(4)))).read_text()
+    assert "3.000 → 2.000" in page and "2 of 4 are none" in page
+
+
+def test_settings_that_cannot_choose_are_said_and_not_applied(tmp_path):
+    versions = table(versions_of(12))
+    make(tmp_path, versions)
+    for choice in ({"rule": ["paper"]}, {"ifd_gate": "1"}, {"keep": "some"}, {"seed": 0.5}, {"rule": "mine"}):
+        (tmp_path / "summary.json").write_text(json.dumps({"settings": {"selection": choice}}))
+        reading = read_run(tmp_path)
+        assert "The settings of the choice cannot be used" in reading.notes[0] and not reading.decided, choice
+        assert reading.outcomes == ["not chosen yet"]
+    select(versions).save_to_disk(str(tmp_path / "selected"))
+    page = build_report(tmp_path).read_text()
+    assert outcomes(page)["kept"] == len(select(versions)) and "<code>mine</code> is not known here" in page
+
+
+def test_names_that_no_file_could_have_are_names(tmp_path):
+    names = {"data": {"dataset": "a" * 300, "split": 3}, "student": {"model": "a" * 300}, "teacher": {"model": "b\0c"}}
+    page = build_report(make(tmp_path, table(versions_of(2)), None, {"settings": names})).read_text()
+    assert f"<title>Report: {'a' * 300}</title>" in page
+
+
+def test_saved_versions_that_cannot_be_used_have_no_length(tmp_path):
+    versions, tokenizer = table(versions_of(20)), byte_level_tokenizer(TEXTS)
+    unusable = [place for place, text in enumerate(versions["response"]) if text is None][:1]
+    page = build_report(make(tmp_path, versions, versions.select(unusable)), tokenizer=tokenizer).read_text()
+    assert column(data_of(page), "length")[unusable[0] // 4] == 0 and "1 of the rows of selected/ lack a text" in page
+    lengths = lengths_of(read_run(tmp_path), "response", np.array([0, unusable[0], 4]), tokenizer)
+    assert np.isnan(lengths).tolist() == [False, True, False]
+
+
+def test_numbers_of_the_filters_are_exact_at_their_limits(tmp_path):
+    """As the page compares: both sides in single precision."""
+    scores = [0.6, 0.7, 0.9, 0.99999999, 1.0]
+    rows = [row | {"ifd": scores[n // 4], "r_ifd": 0.5, "response": "x" * (70_000 + n // 4), "error": None,
+                   "instruction": "Ask."} for n, row in enumerate(versions_of(5))]  # fmt: skip
+    summary = {"settings": {"selection": {"rule": "original"}}}
+    numbers = data_of(build_report(make(tmp_path, table(rows), None, summary)).read_text())
+    found = column(numbers, "ifd")
+    for limit, below, above in ((0.6, 1, 5), (0.7, 2, 4), (0.9, 3, 3), (1.0, 5, 1)):
+        assert ((found <= np.float32(limit)).sum(), (found >= np.float32(limit)).sum()) == (below, above), limit
+    assert column(numbers, "length").tolist() == [70_000 + n for n in range(5)]
+
+
+def test_scores_beyond_all_measure_are_counted_and_not_drawn():
+    before, after = np.array([1e308, -1e308, 0.5, 0.7]), np.array([0.6])
+    figure = histogram("ifd", "IFD", "IFD", before, after, ("originals", "kept"), 1.0)
+    assert "Originals: mean 0.600" in figure.words and "2 beyond 1e+15" in figure.words
+
+
+def test_an_input_that_a_rewrite_took_away_is_shown_as_taken_out(tmp_path):
+    rows = [row | {"error": None, "instruction": "Ask.", "response": "Answer."} for row in versions_of(1)]
+    for row, text in zip(rows, ("Good morning", "", None, "Good evening"), strict=True):
+        row["input"] = text
+    rows[0]["response"] = rows[1]["response"] = "Answer."
+    shown = data_of(build_report(make(tmp_path, table(rows))).read_text(), "texts")[0]["v"]
+    assert [each["x"] for each in shown[:3]] == ["Good morning", [-12], [-12]]
+    assert unpack(shown[3]["x"], "") == "Good evening"
+
+
+def test_codes_that_are_whole_sentences_are_cut(tmp_path):
+    rows = [row | {"error": f"{'long ' * 100_000}{n % 3}", "response": None} if row["variant"] == "response" else row
+            for n, row in enumerate(versions_of(6))]  # fmt: skip
+    codes = read_run(make(tmp_path, table(rows))).codes
+    assert max(map(len, codes)) <= 41 and sum(code.startswith("long") for code in codes) == 1
+
+
 def test_rows_without_any_usable_version_and_one_row_alone_are_fine(tmp_path):
     nothing = [row | {"instruction": None, "response": None, "error": None} for row in versions_of(1)]
     page = build_report(make(tmp_path, table(nothing))).read_text()
@@ -469,22 +610,40 @@ def test_texts_too_long_for_a_page_are_cut_and_it_is_said(tmp_path):
     assert path.stat().st_size < 1e6 and "980,000 characters more, which are in candidates/" in path.read_text()
 
 
-def test_of_a_table_that_does_not_fit_every_kind_of_row_can_be_read_and_all_are_counted(tmp_path):
+def test_of_a_table_that_does_not_fit_every_kind_of_row_can_be_read_and_all_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "_MOST_BYTES", 1_500_000)
+    monkeypatch.setattr(page_module, "_LEAST_TEXTS", 0)
     chance = np.random.default_rng(0)
     words = [f"w{n}" for n in range(2000)]
-    rows = versions_of(700)
+    rows = versions_of(300)
     for row in rows:
         row["response"] = row["response"] and " ".join(chance.choice(words, 600))
     rows[8:12] = [row | {"instruction": None, "response": None, "error": "unparsed: all of it"} for row in rows[8:12]]
     path = build_report(make(tmp_path, table(rows)))
     page = path.read_text()
     readable, numbers = data_of(page, "texts"), data_of(page)
-    assert 4_300_000 < path.stat().st_size < 4_510_000 and 100 < len(readable) < 650
-    assert sum(outcomes(page).values()) == 700
+    assert 1_400_000 < path.stat().st_size < 1_510_000 and 50 < len(readable) < 250
+    assert sum(outcomes(page).values()) == 300
     kinds = set(zip(column(numbers, "outcome").tolist(), column(numbers, "winner").tolist(), strict=True))
     shown = [row["n"] for row in readable]
     assert kinds == {(int(column(numbers, "outcome")[n]), int(column(numbers, "winner")[n])) for n in shown}
     assert shown == sorted(shown) and 2 in shown
+
+
+def test_texts_have_a_share_of_their_own_and_the_page_says_whether_every_kind_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "_MOST_BYTES", 1000)  # as if the numbers had taken all of it
+    folder = make(tmp_path, table(versions_of(30)))
+    whole = build_report(folder).read_text()
+    assert len(data_of(whole, "texts")) == 30 and "All 30 rows are here." in whole
+    monkeypatch.setattr(page_module, "_LEAST_TEXTS", 20_000)
+    some = build_report(folder).read_text()
+    assert 3 < len(data_of(some, "texts")) < 30 and "drawn so that every outcome" in some
+    monkeypatch.setattr(page_module, "_LEAST_TEXTS", 2_000)
+    few = build_report(folder).read_text()
+    assert 0 < len(data_of(few, "texts")) < 4 and "a sample in which not every kind of row is" in few
+    monkeypatch.setattr(page_module, "_LEAST_TEXTS", 0)
+    none = build_report(folder).read_text()
+    assert not data_of(none, "texts") and "No texts are in this file" in none
 
 
 # ---- misuse, and the command line
@@ -499,6 +658,12 @@ def test_a_folder_without_candidates_says_what_to_run(tmp_path, capsys):
     make(tmp_path, table(versions_of(2)).select([]))
     with pytest.raises(DataError, match="has no rows"):
         build_report(tmp_path)
+
+
+def test_an_output_that_is_a_folder_says_to_name_a_file(tmp_path):
+    make(tmp_path, table(versions_of(2)))
+    with pytest.raises(SettingsError, match="which is a folder. Name a file in it."):
+        build_report(tmp_path, tmp_path)
 
 
 def test_a_broken_summary_and_a_broken_table_say_which(tmp_path):
@@ -531,7 +696,13 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_command_line_writes_where_it_is_told(run, tmp_path):
+def test_the_command_line_writes_where_it_is_told(run, tmp_path, capsys):
+    assert main([str(run[0]), "--output", str(tmp_path / "new" / "page.html")]) == 0
+    assert "page.html (" in capsys.readouterr().out and (tmp_path / "new" / "page.html").exists()
+
+
+@pytest.mark.slow
+def test_the_module_can_be_run(run, tmp_path):
     line = [sys.executable, "-m", "hf_reflect.report", str(run[0]), "--output", str(tmp_path / "new" / "page.html")]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "page.html (" in done.stdout and (tmp_path / "new" / "page.html").exists()
@@ -545,8 +716,9 @@ def test_lengths_are_tokens_where_the_students_tokenizer_is_at_hand(tmp_path):
     page = build_report(tmp_path).read_text()
     lengths = [
         len(tokenizer(row["response"], add_special_tokens=False)["input_ids"])
-        for row in versions if row["variant"] == "original" and row["response"]
+        for row in versions if row["variant"] == "original" and row["response"] is not None
     ]  # fmt: skip
+    assert 0 in lengths  # a text that is there, but empty, counts in the mean as it does in the statistics
     assert (
         "Lengths are in tokens" in page
         and f"Originals: mean {np.mean(lengths):,.0f}" in page.split('id="length-response"')[1]
@@ -717,6 +889,44 @@ def test_the_keyboard_alone_goes_through_the_rows(opened):
     opened.find_element("id", "keys").click()
     press(opened, "j")
     assert heading.text == "Row 18"
+
+
+def test_the_focus_stays_in_the_list_where_pages_change(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    def focus():
+        return opened.execute_script("return document.activeElement.dataset.row ?? document.activeElement.id")
+
+    opened.execute_script("document.querySelector('#list button').focus()")
+    press(opened, *"j" * 14)
+    assert opened.find_element("id", "row-heading").text == "Row 15" and focus() == "14"
+    opened.execute_script("document.getElementById('after').focus()")
+    for _ in range(3):
+        press(opened, Keys.ENTER)
+    assert opened.find_element("id", "page").text == "Page 5 of 5" and focus() == "48"
+    opened.execute_script("document.getElementById('outcome').focus()")
+    press(opened, Keys.ESCAPE)
+    assert focus() == "outcome"
+
+
+def test_a_row_that_does_not_match_says_so(opened):
+    apart = opened.find_element("id", "apart")
+    assert not apart.is_displayed()
+    choose(opened, "query", "no text has this")
+    assert said(opened).startswith("0 of") and apart.is_displayed()
+    choose(opened, "query", "")
+    assert not apart.is_displayed()
+
+
+def test_an_address_opens_its_row_however_it_is_spelt(opened):
+    page = opened.current_url.split("#")[0]
+    for spelt in ("row%2020%20%26%20%3Cb%3E", "row 20 & <b>", "%72ow 20 %26 <b>"):
+        opened.get("about:blank")
+        opened.get(f"{page}#row={spelt}")
+        assert opened.find_element("id", "row-heading").text == "Row 21", spelt
+    opened.get("about:blank")
+    opened.get(f"{page}#row=100%")
+    assert said(opened).startswith("The row 100% is not among") and opened.get_log("browser") == []
 
 
 def test_without_javascript_all_but_the_reader_is_there(browser, run):

@@ -414,7 +414,7 @@ def test_an_empty_selection_raises_with_the_gates_and_the_spread_of_both_scores(
     ):
         assert words in str(error.value)
     with pytest.raises(
-        DataError, match="not reflected.\n.*\nKeep winners whose response was not rewritten too"
+        DataError, match="not reflected.\n.*\n`keep: null` also keeps winners"
     ) as error:
         select(table(("original", {"ifd": 0.5, "r_ifd": 0.5})))
     assert "gates" not in str(error.value)  # they drop nothing here

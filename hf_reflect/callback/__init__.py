@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..columns import SCORE_COLUMNS, require_columns
 from ..errors import DataError, SettingsError
+from ..pairs import keys_of
 from ..scoring import StudentScorer, replace_scores
 from ..scoring.processes import Processes
 from ..selection import RULES, Decision, check_schedule, check_settings, decide, kept_positions
@@ -158,8 +159,8 @@ class SelectionCallback(TrainerCallback):
         """
         if self.candidates is None:
             raise SettingsError("Nothing is scored yet: call `choose()` or `trainer.train()` first.")
-        places = {key: place for place, key in enumerate(record.keys_of(self.candidates))}
-        wanted = [places.get(key) for key in record.keys_of(dataset)]
+        places = {key: place for place, key in enumerate(keys_of(self.candidates))}
+        wanted = [places.get(key) for key in keys_of(dataset)]
         there = {name: self.candidates[name][:] for name in SCORE_COLUMNS if name in self.candidates.column_names}
         nothing: list[float | None] = [None] * len(self.candidates)
         scores = {name: there.get(name, nothing) for name in SCORE_COLUMNS}
@@ -290,7 +291,7 @@ class SelectionCallback(TrainerCallback):
     def _take(self, places: Sequence[int], table: Dataset) -> None:
         """Train on these versions; all processes must have chosen the same."""
         selected = table.select(places)
-        keys = record.keys_of(selected)
+        keys = keys_of(selected)
         if self.schedule == "epoch" and not isinstance(self._rows, CandidateView):
             self._first = keys
         checksums = Processes().gather(record.checksum([*self._first, *keys]))
@@ -336,7 +337,7 @@ class SelectionCallback(TrainerCallback):
         """`selection.json`: what was chosen, by which rule, on whose scores."""
         assert self.selected is not None
         first = {"first": record.rows_of(self._first)} if self.schedule == "epoch" else {}
-        rows = record.rows_of(record.keys_of(self.selected))
+        rows = record.rows_of(keys_of(self.selected))
         return {
             **self._settings(),
             "rescored": self.rescore,

@@ -10,21 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..columns import KEY_COLUMNS
 from ..errors import DataError, SettingsError
 from ..files import write_whole
+from ..pairs import keys_of
 
 SELECTION = "selection.json"
 STATE = (
     "hf_reflect"  # in the `stateful_callbacks` of trainer_state.json: there with every checkpoint, however it is made
 )
 Key = tuple[str, str, str]  # row_id, variant, source
-
-
-def keys_of(dataset: Dataset) -> list[Key]:
-    """The key of every version."""
-    columns = [dataset[name][:] if name in dataset.column_names else [""] * len(dataset) for name in KEY_COLUMNS]
-    return list(zip(*columns, strict=True))
 
 
 def checksum(keys: Iterable[Key]) -> str:

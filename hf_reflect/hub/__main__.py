@@ -34,6 +34,11 @@ def main(argv: list[str] | None = None) -> int:
             "--tokenizer", help="for lengths in tokens: the student's folder or id; the run's own unless given"
         )
     arguments = parser.parse_args(argv)
+    if arguments.command == "push" and arguments.public and not (arguments.license and arguments.teacher_terms):
+        parser.error(
+            "--public needs --license (of the source data) and --teacher_terms (what the teacher's terms say of its "
+            "replies, in words or as a link): others must know what they may do with the rows"
+        )
     try:
         if arguments.command == "verify":
             return _verify(arguments.what)

@@ -8,11 +8,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..columns import SCORE_COLUMNS
 from ..errors import DataError
 from ..files import write_whole
 from ..report.statistics import MEASURES, SETS
+from ..selection import RULES
 from .markdown import ON_HUB, dataset_link, model_link, plain, template
 from .merging import merged_card
+from .metadata import Before, check_license, dataset_metadata
 
 CONFIGS: list[dict[str, Any]] = [
     {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}], "default": True},
@@ -20,7 +23,6 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 _TAGS = ["hf_reflect", "reflection-tuning", "synthetic", "sft", "trl"]
 _MODEL_TAGS = ["hf_reflect", "reflection-tuning", "sft", "trl"]
-_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 _MEANINGS = {
     "messages": "the conversation, role and content: what SFTTrainer takes",
     "row_id": "the source row, which all its versions share",
@@ -50,6 +52,7 @@ def dataset_card(
     provenance: Mapping[str, Any],
     statistics: Mapping[str, Any],
     columns: Mapping[str, list[str]],
+    before: Before | None = None,
 ) -> str:
     """The README of a published dataset, merged with the one that is there.
 
@@ -59,7 +62,13 @@ def dataset_card(
         provenance: as `provenance.json` has it.
         statistics: as `statistics.json` has it.
         columns: the names of the columns, by config.
+        before: provenance and statistics of the push before, where there was one: of the metadata of that card, what
+            it said goes with it, and what somebody changed since stays.
+
+    Raises:
+        DataError: broken markers or metadata in the card that is there, or another licence than the provenance's.
     """
+    check_license(existing, provenance, before)
     sets = statistics["sets"]
     kept = statistics["rewritten"] or {}
     total = max(sum(kept.values()), 1)
@@ -72,6 +81,10 @@ def dataset_card(
         teacher=_name(provenance.get("teacher")),
         student=_name(provenance.get("student")),
         rule=provenance.get("rule"),
+        chosen_by=_chosen_by(provenance),
+        scored=any(name in columns["candidates"] for name in (*SCORE_COLUMNS, "coherence")),
+        lengths=_measured(sets, "tokens"),
+        perplexities=_measured(sets, "ppl_"),
         note=_sentence(provenance.get("note")),
         sets=[SETS.get(name, name) for name in sets],
         measures=_measures(sets),
@@ -81,17 +94,8 @@ def dataset_card(
         columns=_columns(columns),
         facts=_facts(provenance),
     )
-    license, name = _license(provenance.get("license"))
-    source = provenance.get("source_dataset")
-    absent = {
-        "license": license,
-        "license_name": name,
-        "language": provenance.get("language"),
-        "task_categories": ["text-generation"],
-        "size_categories": [_size(statistics["versions"])],
-        "source_datasets": [source] if isinstance(source, str) and ON_HUB.fullmatch(source) else None,
-    }
-    return merged_card(existing, plain(repo_id.split("/")[-1]), section, absent, {"tags": _TAGS}, CONFIGS)
+    absent, written = dataset_metadata(provenance, statistics), dataset_metadata(*before) if before else {}
+    return merged_card(existing, plain(repo_id.split("/")[-1]), section, absent, {"tags": _TAGS}, CONFIGS, written)
 
 
 def write_model_card(
@@ -128,6 +132,8 @@ def write_model_card(
         dataset=trained_on,
         teacher=_name(provenance.get("teacher")),
         source=dataset_link(provenance.get("source_dataset")),
+        rule=provenance.get("rule"),
+        chosen_by=_chosen_by(provenance),
         facts=[(label, value) for label, value in facts if value not in (None, "")],
     )
     absent = {"base_model": None if local else name, "library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -147,6 +153,21 @@ def read_card(content: bytes) -> str:
 def _name(maker: Any) -> Any:
     """What a teacher or a student is called; None where nobody knows."""
     return maker.get("model") if isinstance(maker, Mapping) else maker
+
+
+def _chosen_by(provenance: Mapping[str, Any]) -> str:
+    """Whose scores the rule went by: "student", "came" (with the candidates), "coherence", or "" where by none."""
+    rule = RULES.get(str(provenance.get("rule")))
+    needs = set(rule.needs) - {"response"} if rule else set()
+    if not needs:
+        return ""
+    if provenance.get("rescore") is False:
+        return "came"
+    return "student" if needs & set(SCORE_COLUMNS) else "coherence"
+
+
+def _measured(sets: Mapping[str, Any], word: str) -> bool:
+    return any(some[name]["n"] for some in sets.values() for name in MEASURES if word in name)
 
 
 def _sentence(note: Any) -> str | None:
@@ -219,16 +240,3 @@ def _value(value: Any) -> str:
     if value is None:
         return "none"
     return str(value) if not isinstance(value, bool) else "yes" if value else "no"
-
-
-def _license(text: Any) -> tuple[str | None, str | None]:
-    """What the Hub calls a licence, and its name where the Hub has none for it."""
-    if not text:
-        return None, None
-    if re.fullmatch(r"[A-Za-z0-9.+-]+", str(text)):
-        return str(text).lower(), None
-    return "other", str(text)
-
-
-def _size(rows: int) -> str:
-    return next((size for power, size in enumerate(_SIZES) if rows < 1000 * 10**power), "n>100M")

@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..columns import KEY_COLUMNS, SCORE_COLUMNS
+from ..columns import SCORE_COLUMNS
 from ..errors import DataError
 from ..selection import check_versions
 from ..selection.versions import read_numbers
-from .digests import cells
 
-Key = tuple[str, ...]  # row_id, variant, source
+Key = tuple[str, str, str]  # row_id, variant, source
 MOST = 5  # examples of a kind
 _SHOWN = 60  # characters of a text
 _RATIOS = {
@@ -33,12 +32,6 @@ def some(sentences: Iterable[str], kind: str) -> list[str]:
     sentences = list(sentences)
     more = len(sentences) - MOST
     return sentences[:MOST] + [f"… and {more:,} more: {kind}."] * (more > 0)
-
-
-def keys_of(table: Dataset) -> list[Key]:
-    """row_id, variant, source of each row, as text."""
-    columns = [cells(table, name) if name in table.column_names else [""] * len(table) for name in KEY_COLUMNS]
-    return [tuple(str(part) for part in key) for key in zip(*columns, strict=True)]
 
 
 def named(key: Key) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from ..columns import SCORE_COLUMNS
+from ..pairs import keys_of
 from ..selection import decide
-from .checks import MOST, Key, has_text, keys_of, named, shown, some
+from .checks import MOST, Key, has_text, named, shown, some
 from .digests import cells, counted_columns, row_digests
 
 

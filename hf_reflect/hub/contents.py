@@ -8,6 +8,7 @@ data/                config `default`: the selected rows, with `messages`
 candidates/          config `candidates`: all versions with their scores
 """
 
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,23 +17,26 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import datasets
+import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
-from ..columns import KEY_COLUMNS, is_usable, require_columns
-from ..errors import DataError
+from ..columns import KEY_COLUMNS
+from ..errors import DataError, ReflectError
 from ..files import write_whole
-from ..report.statistics import selected_places, statistics
-from ..templates import to_messages
+from ..report.statistics import statistics
 from .card import dataset_card, read_card
-from .digests import NOT_COUNTED, row_digests
-from .provenance import complete, with_source
+from .digests import row_digests, text_digest
+from .merging import section_of
+from .metadata import Before
+from .provenance import complete
+from .refusals import disk_errors
+from .tables import published_tables, quietly
 
 FOLDERS = {"default": "data", "candidates": "candidates"}  # of the configs
 SHARD = r"(data|candidates)/train-\d{5}-of-\d{5}\.parquet"  # what we call our files
 _SHARD_BYTES = 500_000_000  # in memory; about a third of it on the disk
 _ROWS_AT_ONCE = 5_000  # a row group: what a reader must load at least
-_TEXTS = ("instruction", "input", "response", "history")
+_NO_TYPE = (pa.ArrowException, TypeError, ValueError, KeyError)  # of a column that cannot be stored or read again
 
 
 def write_contents(
@@ -50,7 +54,8 @@ def write_contents(
     Arguments as for `push_recycled`.
 
     Args:
-        folder: made where it is not there; what is in it stays, of older tables everything but our own shards.
+        folder: made where it is not there. What is in it stays, but for the files of this name: those are written
+            anew, and of our older tables no file is left.
         candidates: all versions.
         selected: the rows that were kept.
         provenance: where they come from.
@@ -58,11 +63,38 @@ def write_contents(
         encoder: for coherence, where candidates have no such column.
         card_text: the README whose words and metadata stay; the folder's own where it is not given.
         repo_id: what the card calls the dataset; the folder's name where it is not known.
+
+    Raises:
+        DataError: tables that do not belong together or cannot be stored, a broken card or one with another licence,
+            a folder that cannot be written to.
     """
-    if card_text is None and (readme := Path(folder) / "README.md").exists():
-        card_text = read_card(readme.read_bytes())
-    tables = published_tables(candidates, selected)
-    return write_tables(Path(folder), tables, provenance, tokenizer, encoder, card_text, repo_id)
+    folder, before = Path(folder), None
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file, and what is published is a folder of files. Give another name.")
+    with disk_errors():
+        if card_text is None and (folder / "README.md").exists():
+            card_text, before = read_card((folder / "README.md").read_bytes()), pushed_before(folder)
+        tables = published_tables(candidates, selected)
+        return write_tables(folder, tables, provenance, tokenizer, encoder, card_text, repo_id, before)
+
+
+def pushed_before(folder: Path) -> Before | None:
+    """Provenance and statistics of an earlier push, where these files are there and ours."""
+    found = []
+    for name in ("provenance", "statistics"):
+        try:
+            found.append(json.loads((folder / f"{name}.json").read_bytes()))
+        except (OSError, ValueError):
+            found.append({})
+    provenance, numbers = found
+    return (provenance, numbers if isinstance(numbers, dict) else {}) if is_ours(provenance) else None
+
+
+def is_ours(provenance: Any) -> bool:
+    """Whether a provenance.json is one of ours; other tools write files of this name too."""
+    if not isinstance(provenance, dict):
+        return False
+    return type(provenance.get("format")) is int and isinstance(provenance.get("hashes"), dict)
 
 
 def write_tables(
@@ -73,82 +105,51 @@ def write_tables(
     encoder: Any,
     card_text: str | None,
     repo_id: str | None,
+    before: Before | None = None,
 ) -> dict[str, Any]:
     """What `write_contents` writes, of tables that `published_tables` made."""
     candidates, default = tables
-    everything = complete(dict(provenance or {}), candidates, default)
-    costs = everything.get("costs")
-    numbers = statistics(candidates, default, tokenizer, encoder, costs if isinstance(costs, Mapping) else None)
-    columns = {"default": default.column_names, "candidates": candidates.column_names}
-    card = dataset_card(card_text, repo_id or folder.resolve().name, everything, numbers, columns)
-    with _no_caches():
+    with quietly(), _storable(*tables):
+        everything = complete(dict(provenance or {}), candidates, default)
+        costs = everything.get("costs")
+        numbers = statistics(candidates, default, tokenizer, encoder, costs if isinstance(costs, Mapping) else None)
+        columns = {"default": default.column_names, "candidates": candidates.column_names}
+        card = dataset_card(card_text, repo_id or folder.resolve().name, everything, numbers, columns, before)
         _write_shards(folder / FOLDERS["default"], default)
         _write_shards(folder / FOLDERS["candidates"], candidates)
         keys = candidates.select_columns(list(KEY_COLUMNS))
         digests = Dataset.from_dict({"digest": row_digests(candidates)})
         concatenate_datasets([keys, digests], axis=1).to_parquet(folder / "checksums.parquet")
-    write_whole(folder / "statistics.json", json.dumps(numbers, indent=2, ensure_ascii=False))
+    written = json.dumps(numbers, indent=2, ensure_ascii=False)
+    everything["hashes"] |= {"statistics": text_digest(written), "card": text_digest(section_of(card))}
+    write_whole(folder / "statistics.json", written)
     write_whole(folder / "provenance.json", json.dumps(everything, indent=2, ensure_ascii=False))
     write_whole(folder / "README.md", card)
     return everything
 
 
-def published_tables(candidates: Dataset, selected: Dataset) -> tuple[Dataset, Dataset]:
-    """The rows of the configs `candidates` and `default`.
-
-    The first are the candidates as they are, without token ids. The second are those of them that were selected, in
-    the order of `selected`, each with the scores that the candidates have; columns that only `selected` has; and
-    `messages`.
-
-    Raises:
-        DataError: a column is missing or in the way; a selected row is not among the candidates, has another text
-            there, or cannot be used.
-    """
-    for name, table in {"candidates": candidates, "selected": selected}.items():
-        require_columns(table.column_names, ("row_id", "variant", "instruction", "input", "response"), f"`{name}`")
-        if "messages" in table.column_names:
-            raise DataError(
-                f"The table `{name}` has a column 'messages', which is what the selected rows get for SFTTrainer. "
-                "Rename yours before: `table.rename_column('messages', 'original_messages')`."
-            )
-        if not len(table):
-            raise DataError(f"The table `{name}` has no rows, so there is nothing to publish.")
-    with _no_caches():  # a run's folders are not ours to write into
-        everything, kept = (with_source(_plain(table)) for table in (candidates, selected))
-        chosen = everything.select(selected_places(everything, kept))
-        _check_texts(chosen, kept)
-        if more := [name for name in kept.column_names if name not in chosen.column_names]:
-            chosen = concatenate_datasets([chosen, kept.select_columns(more)], axis=1)
-        return everything, to_messages(chosen, keep_texts=True)
-
-
-def _plain(table: Dataset) -> Dataset:
-    return table.with_format(None).remove_columns([name for name in NOT_COUNTED if name in table.column_names])
-
-
-def _check_texts(chosen: Dataset, kept: Dataset) -> None:
-    """Raise a DataError unless these are the same versions, and all of them can be trained on."""
-    there = [name for name in _TEXTS if name in chosen.column_names and name in kept.column_names]
-    columns = [table[name][:] for table in (chosen, kept) for name in there]
-    for place, row in enumerate(zip(*columns, strict=True)):
-        before, after = (dict(zip(there, values, strict=True)) for values in (row[: len(there)], row[len(there) :]))
-        if before != after:
-            name = next(name for name in there if before[name] != after[name])
-            raise DataError(
-                f"The selected row {_called(kept, place)} has another `{name}` than the candidates: "
-                f"{str(after[name])[:60]!r} instead of {str(before[name])[:60]!r}. Give the candidates that these "
-                "rows were selected from, unedited."
-            )
-        if not is_usable(before["instruction"], before["response"]):
-            raise DataError(
-                f"The selected row {_called(kept, place)} has no instruction or no response, so nobody can train on "
-                "it. Select with `select`, which takes usable versions only."
-            )
-
-
-def _called(table: Dataset, place: int) -> str:
-    row = table.select_columns(["row_id", "variant", "source"])[place]
-    return f"{row['row_id']!r} ({row['variant']}{row['source'] and ', '}{row['source']})"
+@contextmanager
+def _storable(*tables: Dataset) -> Iterator[None]:
+    """Raise a DataError that names the column, where a column cannot be stored as Parquet and read again."""
+    try:
+        yield
+    except ReflectError:
+        raise
+    except _NO_TYPE:
+        for table in tables:
+            for name in table.column_names:
+                column = table.select_columns([name])
+                try:
+                    row_digests(column)
+                    column.to_parquet(io.BytesIO())
+                except _NO_TYPE as error:
+                    kind = table.data.schema.field(name).type
+                    words = " ".join(str(error).split())
+                    raise DataError(
+                        f"The column `{name}` holds {kind}, which cannot be published as Parquet ({words}). Cast it "
+                        f"(`table.cast_column({name!r}, …)`), or remove it."
+                    ) from error
+        raise
 
 
 def _write_shards(folder: Path, table: Dataset) -> None:
@@ -158,19 +159,7 @@ def _write_shards(folder: Path, table: Dataset) -> None:
         old.unlink()
     stored = table.data
     size = stored.nbytes * len(table) / max(stored.num_rows, 1)  # of a selection only its part
-    number = max(math.ceil(size / _SHARD_BYTES), 1)
+    number = min(max(math.ceil(size / _SHARD_BYTES), 1), len(table))
     for index in range(number):
         shard = table.shard(number, index, contiguous=True)
         shard.to_parquet(folder / f"train-{index:05d}-of-{number:05d}.parquet", batch_size=_ROWS_AT_ONCE)
-
-
-@contextmanager
-def _no_caches() -> Iterator[None]:
-    """What `map` writes here goes into a temporary folder, not beside the table."""
-    before = datasets.is_caching_enabled()
-    datasets.disable_caching()
-    try:
-        yield
-    finally:
-        if before:
-            datasets.enable_caching()

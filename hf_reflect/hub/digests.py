@@ -32,16 +32,23 @@ def row_digests(dataset: Dataset) -> list[str]:
 
 
 def table_digest(dataset: Dataset, rows: Iterable[str] | None = None) -> str:
-    """64 hex digits: SHA-256 of the sorted column names and the digests of the rows, in order.
+    """64 hex digits: SHA-256 of the sorted column names, what labels mean, and the rows' digests, in order.
 
     Args:
         dataset: the table.
         rows: its `row_digests`, where they are known.
     """
-    digest = hashlib.sha256(json.dumps(counted_columns(dataset)).encode())
+    features = dataset.features or {}
+    labels = {name: getattr(features[name], "names", None) for name in counted_columns(dataset)}
+    digest = hashlib.sha256(json.dumps(labels).encode())
     for row in row_digests(dataset) if rows is None else rows:
         digest.update(row.encode())
     return digest.hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """64 hex digits: SHA-256 of a text in UTF-8, as `write_whole` writes it."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def cells(dataset: Dataset, column: str) -> list[Any]:

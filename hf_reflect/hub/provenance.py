@@ -19,21 +19,22 @@ from ..errors import DataError, SettingsError
 from ..files import read_object
 from ..prompts import PROMPTS
 from ..run import describe_candidates, describe_selected
-from ..selection import check_settings
+from ..selection import DEFAULTS, check_settings
 from .digests import table_digest
 
 FORMAT = 1
-CHOICE = {"rule": "paper", "ifd_gate": 1.0, "r_ifd_gate": 1.0, "keep": "reflected", "seed": 0}  # as `select`
 _PACKAGES = ("hf_reflect", "torch", "transformers", "trl", "datasets", "accelerate", "openai")
 _UNKNOWN = ("teacher", "teacher_terms", "student", "source_dataset", "source_split", "source_revision", "license")
 KEYS = (
-    *("format", "created", "versions", "teacher_models", "prompts", *CHOICE, "reflect", "counts", "hashes"),
+    *("format", "created", "versions", "teacher_models", "prompts", *DEFAULTS, "reflect", "counts", "hashes"),
     *_UNKNOWN,
 )
 _SYNONYMS = {"licence": "license", "terms": "teacher_terms"}
 _SECRET = re.compile(r"(^|_)(api_?keys?|token|secret|password|authorization|bearer|credentials)$")
 _SPOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|stop|start|end)_token$")  # a tokenizer's: no secret
 _NAMED = ("source_dataset", "source_scores", "student", "teacher")
+# saved with the candidates
+_NOTES = ("source", "api_key_env", "teacher_models", "teacher_replies", "candidates_revision")
 _TABLES = (".json", ".jsonl", ".csv", ".parquet")
 _LOCAL = re.compile(r"(file:)?([/~]|\.\.?/|[A-Za-z]:[\\/])\S*")
 
@@ -67,7 +68,7 @@ def complete(provenance: dict[str, Any] | None, candidates: Dataset, selected: D
     given["versions"] = versions() | (given.get("versions") or {})
     given = {name: _plain(name, value) for name, value in given.items()}
 
-    choice = {name: given.get(name, default) for name, default in CHOICE.items()}
+    choice = {name: given.get(name, default) for name, default in DEFAULTS.items()}
     choice |= check_settings(**choice)
     if (reflect := given.get("reflect", "all")) not in ("all", "selective"):
         raise SettingsError(f'The provenance has `reflect` {reflect!r}; it is "all" or "selective".')
@@ -183,26 +184,30 @@ def provenance_of(run_dir: str | Path) -> dict[str, Any]:
     data, teacher, student = (settings.get(name) or {} for name in ("data", "teacher", "student"))
     found: dict[str, Any] = {"teacher": teacher or None, "student": student or None}
     if student.get("model"):
-        found["student"] = student | _commit("commit", student["model"], "model", student.get("revision"))
+        found["student"] = student | _commit(student["model"], student.get("revision"))
     if data:
         found |= {"source_dataset": data.get("dataset"), "source_split": data.get("split")}
-        found |= _commit("source_revision", data.get("dataset"), "dataset", None)
+        found |= {} if teacher else {"candidates_from": data.get("dataset")}
         names = {"scores": "source_scores", "preselect_share": "preselect_share", "preselect_by": "preselect_by"}
         found |= {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
     selection = settings.get("selection") or {}
-    found |= {name: selection[name] for name in CHOICE if name in selection}
+    found |= {name: selection[name] for name in DEFAULTS if name in selection}
     found |= {"rescore": selection["rescore"]} if "rescore" in selection else {}
     found["reflect"] = "selective" if settings.get("reflect") else "all"
     found |= _replies(folder / "ledger.sqlite", teacher.get("model"))
-    source = {"source": settings["source"]} if "source" in settings else {}  # noted with the candidates
-    found |= source | {name: summary[name] for name in ("note", "source", "costs") if name in summary}
+    chosen = read_object(folder / "model" / "selection.json", absent={})
+    found |= {"schedule": chosen["schedule"]} if "schedule" in chosen else {}
+    found |= {name: settings[name] for name in _NOTES if name in settings}
+    found |= {"source_revision": revision} if (revision := found.get("source", {}).get("revision")) else {}
+    found |= {name: summary[name] for name in ("note", "costs") if name in summary}
     return {name: _plain(name, value) for name, value in found.items()}
 
 
 def _of_its_candidates(settings: dict[str, Any]) -> dict[str, Any]:
     """A run that chose from another run's candidates: who made those, and from what."""
     path = Path((settings.get("data") or {}).get("dataset") or "") / "made_with.json"
-    return settings | read_object(path, absent={})
+    parents = read_object(path, absent={})
+    return settings | {name: parents[name] for name in ("data", "teacher", *_NOTES) if name in parents}
 
 
 def _replies(ledger: Path, model: str | None) -> dict[str, Any]:
@@ -220,18 +225,18 @@ def _replies(ledger: Path, model: str | None) -> dict[str, Any]:
     return {"teacher_models": names, "teacher_replies": dict(replies.most_common())}
 
 
-def _commit(name: str, repo: Any, kind: str, revision: str | None) -> dict[str, str]:
-    """Under this name the commit of a Hub repository that was used, if the local cache has one only or knows it."""
+def _commit(repo: Any, revision: str | None) -> dict[str, str]:
+    """The commit of a model of the Hub that was used, if the local cache has one only or knows it."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     if not isinstance(repo, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or Path(repo).exists():
         return {}
-    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     commits: Iterator[Path] = cache.glob("snapshots/*")
     try:
         found = (cache / "refs" / (revision or "main")).read_text().strip()
     except OSError:
         only = [path.name for path in commits]
         found = only[0] if len(only) == 1 else ""
-    return {name: found} if found else {}
+    return {"commit": found} if found else {}

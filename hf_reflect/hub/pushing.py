@@ -1,6 +1,5 @@
 """Publish recycled data on the Hub: everything in one commit, or nothing."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -10,12 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets import Dataset
 
-from ..errors import DataError, HubError, SettingsError
+from ..errors import DataError, HubError, ReflectError, SettingsError
+from ..pairs import keys_of
+from ..selection import DEFAULTS
 from .card import read_card
-from .contents import SHARD, published_tables, write_tables
+from .choices import check_selection
+from .contents import SHARD, pushed_before, write_tables
+from .metadata import Before, check_license
 from .provenance import FORMAT
-from .refusals import hub_errors
+from .refusals import check_token, disk_errors, hub_errors
 from .secrets import known_secrets, refuse_secrets
+from .tables import published_tables
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DATA = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow", ".zip", ".gz", ".zst")
+_NO_DATA = re.compile(r"README\.md|\.git\w+|LICENSE[^/]*|[^/]*\.(md|txt)", re.IGNORECASE)  # in any repository
 _NEEDED = {"license": ("license", "licence"), "teacher_terms": ("teacher_terms", "terms")}
 _TITLE = "Recycled data, written by hf_reflect"
 
@@ -71,16 +75,38 @@ def push_recycled(
     from huggingface_hub import HfApi
 
     _check_request(repo_id, provenance, private)
-    tables = published_tables(candidates, selected)  # what is wrong with them is said before anybody is asked
-    api = HfApi(token=token)
-    to = _destination(api, repo_id, private)
-    with TemporaryDirectory(prefix="hf_reflect-") as parent:
-        folder = Path(parent) / "contents"
-        told = write_tables(folder, tables, provenance, tokenizer, encoder, to.card, to.name)
-        refuse_secrets(folder, known_secrets(told, token))
-        with hub_errors(to.name, f"Nothing was published{'' if to.head else f', {to.name} is not made or empty'}."):
-            head = to.head or _made(api, to.name, private)
-        return _commit(api, to.name, folder, to.files, head)
+    check_token(token)
+    with disk_errors():
+        tables = published_tables(candidates, selected)  # what is wrong with them is said before anybody is asked
+        api = HfApi(token=token)
+        to = _destination(api, repo_id, private)
+        with TemporaryDirectory(prefix="hf_reflect-") as parent:
+            folder = Path(parent) / "contents"
+            told = write_tables(folder, tables, provenance, tokenizer, encoder, to.card, to.name, to.before)
+            refuse_secrets(folder, known_secrets(told, token))
+            _warn(to, told, *tables)
+            empty = "" if to.head else f" {to.name} was not made, or is empty: push to it again, or delete it."
+            with hub_errors(to.name, f"Nothing was published.{empty}"):
+                head = to.head or _made(api, to.name, private)
+            return _commit(api, to, folder, head)
+
+
+def _warn(to: "_Destination", told: Mapping[str, Any], candidates: Dataset, selected: Dataset) -> None:
+    """Say what is allowed and perhaps not meant: other data goes, or the choice does not follow from its settings."""
+    before, now = ((to.before or ({}, {}))[0].get("source_dataset"), told["source_dataset"])
+    if before and before != now:
+        logger.warning("%s held rows of %s; these, of %s, replace them. Its history keeps both.", to.name, before, now)
+    choice = {name: told[name] for name in DEFAULTS}
+    try:
+        found = check_selection(candidates, keys_of(selected), told["reflect"], choice, ordered=False)
+    except ReflectError as error:
+        found = [str(error)]
+    if found:
+        logger.warning(
+            "`verify` will not agree with %s: by %s the choice is another. Give the provenance the settings that the "
+            "rows were selected with. %s",
+            *(to.name, choice, found[0]),
+        )
 
 
 def check_access(
@@ -90,7 +116,10 @@ def check_access(
     from huggingface_hub import HfApi
 
     _check_request(repo_id, provenance, private)
-    _destination(HfApi(token=token), repo_id, private)
+    check_token(token)
+    with disk_errors():
+        to = _destination(HfApi(token=token), repo_id, private)
+        check_license(to.card, provenance or {}, to.before)
 
 
 class _Destination(NamedTuple):
@@ -100,6 +129,7 @@ class _Destination(NamedTuple):
     head: str | None  # its latest commit; None where it has yet to be made
     files: set[str]
     card: str | None
+    before: Before | None  # what an earlier push said
 
 
 def _destination(api: "HfApi", repo_id: str, private: bool) -> _Destination:
@@ -111,19 +141,20 @@ def _destination(api: "HfApi", repo_id: str, private: bool) -> _Destination:
             info = _existing(api, name)
             if info is None:
                 _check_namespace(who, name)
-                return _Destination(name, None, set(), None)
+                return _Destination(name, None, set(), None, None)
             files = {each.rfilename for each in info.siblings or []}
             old = {
                 path: Path(
                     api.hf_hub_download(info.id, path, repo_type="dataset", revision=info.sha, local_dir=folder)
                 )
-                for path in ("README.md", "provenance.json")
+                for path in ("README.md", "provenance.json", "statistics.json")
                 if path in files
             }
         _check_visibility(info.id, private, bool(info.private))
-        _check_schema(info.id, files, old.get("provenance.json"))
+        before = pushed_before(Path(folder))
+        _check_schema(info.id, files, before)
         card = read_card(old["README.md"].read_bytes()) if "README.md" in old else None
-        return _Destination(info.id, info.sha, files, card)
+        return _Destination(info.id, info.sha, files, card, before)
 
 
 def _check_request(repo_id: str, provenance: Mapping[str, Any] | None, private: bool) -> None:
@@ -136,8 +167,8 @@ def _check_name(repo_id: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
-        validate_repo_id(repo_id)
-    except (HFValidationError, TypeError) as error:
+        validate_repo_id(str(repo_id or ""))
+    except HFValidationError as error:
         raise SettingsError(
             f"{repo_id!r} cannot be the name of a dataset on the Hub: {error} Say `you/name`."
         ) from error
@@ -199,22 +230,15 @@ def _check_visibility(name: str, private: bool, is_private: bool) -> None:
         )
 
 
-def _check_schema(name: str, there: set[str], provenance: Path | None) -> None:
+def _check_schema(name: str, there: set[str], before: Before | None) -> None:
     """Raise a DataError where the repository holds other data than ours."""
-    format = None
-    if provenance is not None:
-        try:
-            found = json.loads(provenance.read_bytes())
-            format = found.get("format") if isinstance(found, dict) else None
-        except ValueError:
-            format = None
-    if isinstance(format, int) and format > FORMAT:
+    if before is not None and before[0]["format"] > FORMAT:
         raise DataError(
-            f"{name} was written by a newer hf_reflect (format {format}, this one knows {FORMAT}). Update hf_reflect, "
-            "or push under another name."
+            f"{name} was written by a newer hf_reflect (format {before[0]['format']}, this one knows {FORMAT}). "
+            "Update hf_reflect, or push under another name."
         )
-    others = sorted(path for path in there if path.lower().endswith(_DATA))
-    if format is None and others:
+    others = sorted(path for path in there if not _NO_DATA.fullmatch(path))
+    if before is None and others:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise DataError(
             f"{name} holds data with another schema: {shown}, and no provenance.json of hf_reflect. It was left as it "
@@ -231,17 +255,18 @@ def _made(api: "HfApi", name: str, private: bool) -> str:
     return info.sha
 
 
-def _commit(api: "HfApi", name: str, folder: Path, there: set[str], head: str) -> str:
+def _commit(api: "HfApi", to: _Destination, folder: Path, head: str) -> str:
     """Send the files of the folder as one commit onto this one, without our shards that are no longer; its URL."""
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
+    name = to.name
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    gone = [path for path in sorted(there - files.keys()) if re.fullmatch(SHARD, path)]
+    gone = [path for path in sorted(to.files - files.keys()) if re.fullmatch(SHARD, path)]
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()),
         *(CommitOperationDelete(path_in_repo=path, is_folder=False) for path in gone),
     ]
-    state = f"{name} is as it was" if there else f"{name} is there, and empty"
+    state = f"{name} is as it was" if to.head else f"{name} was made, and is empty: push to it again, or delete it"
     try:
         with hub_errors(name, ""):
             done = api.create_commit(
@@ -252,10 +277,12 @@ def _commit(api: "HfApi", name: str, folder: Path, there: set[str], head: str) -
         try:
             now, ours = _state(api, name, files["provenance.json"], head)
         except HubError:
-            raise HubError(f"{error} {state}, or has all of the push: it is one commit.") from error
+            raise HubError(f"{error} Either all of the push arrived, which is one commit, or {state}.") from error
         if ours:  # the Hub did it, and only its answer was lost
             return f"{api.endpoint}/datasets/{name}/commit/{now}"
         raise HubError(f"{error} {state}." if now == head else str(error)) from error
+    except DataError as error:
+        raise DataError(f"{error} {state}.") from error
 
 
 def _state(api: "HfApi", name: str, provenance: Path, head: str) -> tuple[str | None, bool]:

@@ -3,7 +3,7 @@
 import re
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -16,7 +16,8 @@ from ..files import read_object
 from ..launch import first_line
 from .checks import Key, check_digests, some
 from .contents import FOLDERS, SHARD
-from .merging import BEGIN, END
+from .digests import text_digest
+from .merging import section_of
 from .provenance import FORMAT, KEYS
 
 FILES = ("README.md", "statistics.json", "provenance.json", "checksums.parquet")
@@ -34,8 +35,42 @@ def shards_of(config: str, names: list[str]) -> list[str]:
     return sorted(name for name in names if re.fullmatch(SHARD, name) and name.startswith(f"{FOLDERS[config]}/"))
 
 
-def check_layout(names: list[str]) -> list[str]:
-    """Files that are not there, and tables that should not be."""
+class Card(NamedTuple):
+    """What a README.md says: of each config the patterns of its files; its text; why it cannot be read."""
+
+    configs: dict[str, list[str]]
+    text: str = ""
+    problem: str = ""
+
+
+def card_in(folder: Path, names: list[str]) -> Card:
+    """The card, empty where there is none."""
+    from huggingface_hub import metadata_load
+
+    if "README.md" not in names:
+        return Card({})
+    try:
+        metadata = metadata_load(folder / "README.md") or {}
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except Exception as error:  # of YAML, whose parser is not ours
+        return Card({}, problem=f"README.md cannot be read: {why(error)}.")
+    configs = [each for each in metadata.get("configs") or [] if isinstance(each, dict)]
+    return Card({str(each.get("config_name")): _patterns(each.get("data_files")) for each in configs}, text)
+
+
+def _patterns(files: Any) -> list[str]:
+    """The paths in a card's `data_files`, however they are written."""
+    parts = files if isinstance(files, list) else [files]
+    paths = [part.get("path") if isinstance(part, dict) else part for part in parts]
+    return [str(one) for each in paths for one in (each if isinstance(each, list) else [each]) if one]
+
+
+def _read_by(patterns: list[str], names: list[str]) -> set[str]:
+    return {name for name in names for pattern in patterns if fnmatch(name, pattern)}
+
+
+def check_layout(names: list[str], card: Card) -> list[str]:
+    """Files that are not there, and tables that no config of the card reads."""
     found = [f"{name} is missing." for name in FILES if name not in names]
     for config, folder in FOLDERS.items():
         shards = shards_of(config, names)
@@ -53,29 +88,25 @@ def check_layout(names: list[str]) -> list[str]:
         ]
     known = (name for name in names if name in FILES or re.fullmatch(SHARD, name))
     more = {name for name in names if name.endswith(_DATA) and not name.startswith(".")} - set(known)
+    for config, patterns in card.configs.items():
+        more -= set() if config in FOLDERS else _read_by(patterns, names)  # the user's own
     return found + [f"{name} is there, and nothing of it was published with the rest." for name in sorted(more)]
 
 
-def check_card(folder: Path, names: list[str]) -> list[str]:
-    """The configs of README.md read the tables; our part of it is there."""
-    from huggingface_hub import metadata_load
-
-    try:
-        metadata = metadata_load(folder / "README.md") or {}
-        text = (folder / "README.md").read_text(encoding="utf-8")
-    except Exception as error:  # of YAML, whose parser is not ours
-        return [f"README.md cannot be read: {why(error)}."]
-    found = [] if BEGIN in text and END in text else ["README.md has lost the part that hf_reflect wrote."]
-    configs = metadata.get("configs")
-    given = {each.get("config_name"): each.get("data_files") for each in configs or [] if isinstance(each, dict)}
+def check_card(card: Card, names: list[str], digest: str | None) -> list[str]:
+    """The configs of README.md read the tables; our part of it is there, with the digest that was published."""
+    if "README.md" not in names or card.problem:
+        return [card.problem] if card.problem else []
+    found = []
+    if not (section := section_of(card.text)):
+        found.append("README.md has lost the part that hf_reflect wrote.")
+    elif digest is not None and text_digest(section) != digest:
+        found.append("README.md: the part between the markers is not what was published: push again to write it anew.")
     for config, ours in FOLDERS.items():
-        files = given.get(config)
-        parts = files if isinstance(files, list) else [files]
-        patterns = [part.get("path") if isinstance(part, dict) else part for part in parts]
-        patterns = [one for each in patterns for one in (each if isinstance(each, list) else [each])]
-        read = {name for name in names for pattern in patterns if pattern and fnmatch(name, str(pattern))}
-        if read != set(shards_of(config, names)):
-            found.append(f"README.md: the config `{config}` reads {files}, and its table is {ours}/train-*.parquet.")
+        patterns = card.configs.get(config, [])
+        if _read_by(patterns, names) != set(shards_of(config, names)):
+            given = ", ".join(patterns) or "nothing"
+            found.append(f"README.md: the config `{config}` reads {given}, and its table is {ours}/train-*.parquet.")
     return found
 
 
@@ -97,6 +128,12 @@ def check_provenance(provenance: dict[str, Any]) -> list[str]:
         found.append(
             f"provenance.json has the format {provenance['format']!r}; this hf_reflect knows {FORMAT}. Update it."
         )
+    hashes = provenance.get("hashes")
+    found += [
+        f"provenance.json lacks the hash of the config `{config}`."
+        for config in FOLDERS
+        if "hashes" in provenance and not (isinstance(hashes, dict) and hashes.get(config))
+    ]
     if (reflect := provenance.get("reflect", "all")) not in ("all", "selective"):
         found.append(f'provenance.json has `reflect` {reflect!r}; it is "all" or "selective".')
     return found
@@ -133,6 +170,6 @@ def check_checksums(path: Path, keys: list[Key], digests: list[str]) -> list[str
         table = pq.read_table(path, columns=["row_id", "variant", "source", "digest"])
     except (OSError, pa.ArrowException) as error:
         return [f"checksums.parquet cannot be read: {why(error)}."]
-    rows = [tuple(str(part) for part in row) for row in zip(*(column.to_pylist() for column in table), strict=True)]
-    known = {row[:3]: row[3] for row in rows}
+    rows = zip(*(column.to_pylist() for column in table), strict=True)
+    known = {(str(row_id), variant, source or ""): digest for row_id, variant, source, digest in rows}
     return check_digests(keys, digests, known)

@@ -14,14 +14,19 @@ import pyarrow.parquet as pq
 
 from ..errors import DataError
 
-_NAMED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
-_ENDINGS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+_CERTAIN = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
+_OTHERS = "PGPASSWORD|MYSQL_PWD|SSHPASS|REDISCLI_AUTH"  # named by programs that read them
+_NAME = re.compile(rf"(.*_)?(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PAT)|{_OTHERS}", re.IGNORECASE)
 _SHORTEST = {True: 8, False: 12}  # characters, of those that are known to be secret and of others
+_NO_SECRET = re.compile(r"[a-z]{1,15}|[\d.,+-]+")  # a word, such as "placeholder"; a number
+_SURROGATES = re.compile("[\ud800-\udfff]")  # stand for bytes that are no UTF-8
 _SHOWN = 5  # places
 
 
 def known_secrets(provenance: Mapping[str, Any] | None = None, token: str | None = None) -> dict[str, str]:
     """What must not leave, as value → what to call it: Hub tokens, API keys, and what else the environment names so.
+
+    A path of this machine, a word of a few lower-case letters and a number are no secrets, whatever their names say.
 
     Args:
         provenance: its `api_key_env`, or its teacher's, names one more variable.
@@ -32,16 +37,20 @@ def known_secrets(provenance: Mapping[str, Any] | None = None, token: str | None
     provenance = provenance or {}
     teacher = provenance.get("teacher")
     more = [each.get("api_key_env") for each in (provenance, teacher) if isinstance(each, Mapping)]
-    known = {name for name in (*_NAMED, *more) if isinstance(name, str)}
+    known = {name for name in (*_CERTAIN, *more) if isinstance(name, str)}
     found = {"the Hub token that was given": token, "the Hub token of this login": get_token()}
     secrets = {}
     for name, value in {**os.environ, **found}.items():
         certain = name in known or name in found
-        if certain or name.upper().endswith(_ENDINGS):
+        if certain or _NAME.fullmatch(name):
             value = (value or "").strip()
-            if len(value) >= _SHORTEST[certain]:
+            if len(value) >= _SHORTEST[certain] and not (_NO_SECRET.fullmatch(value) or _is_path(value)):
                 secrets[value] = name  # the token's own name where a variable holds the same
     return secrets
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))
 
 
 def refuse_secrets(folder: Path, secrets: Mapping[str, str]) -> None:
@@ -76,13 +85,18 @@ def refuse_secrets(folder: Path, secrets: Mapping[str, str]) -> None:
 def _spellings(secret: str) -> set[str]:
     """As it is, as JSON has it, and as a URL has it."""
     escaped = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
-    return {secret, *escaped, quote(secret, safe=""), quote(secret, safe="/")}
+    return {secret, *escaped, *(quote(os.fsencode(secret), safe=safe) for safe in ("", "/"))}
+
+
+def _bytes(pattern: str) -> bytes:
+    """As it is in a file; a variable may hold bytes that are no UTF-8."""
+    return pattern.encode("utf-8", "surrogateescape")
 
 
 def _in_text(content: bytes, patterns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Whose secret, and in which line of it, where there is more than one."""
     for pattern, name in patterns.items():
-        place = content.find(pattern.encode("utf-8", "surrogateescape"))
+        place = content.find(_bytes(pattern))
         if place >= 0:
             line = content.count(b"\n", 0, place) + 1
             yield name, f"line {line}" if b"\n" in content else ""
@@ -90,7 +104,9 @@ def _in_text(content: bytes, patterns: Mapping[str, str]) -> Iterator[tuple[str,
 
 def _in_parquet(path: Path, patterns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Whose secret, and in which column and row."""
-    expression = "|".join(re.escape(pattern) for pattern in patterns)
+    in_bytes = b"|".join(re.escape(_bytes(pattern)) for pattern in patterns)
+    texts_only = [pattern for pattern in patterns if not _SURROGATES.search(pattern)]  # texts are all UTF-8
+    in_texts = "|".join(re.escape(pattern) for pattern in texts_only)
     with pq.ParquetFile(path) as file:
         for name, _ in _in_text(file.schema_arrow.serialize().to_pybytes(), patterns):
             yield name, "the name of a column, a field or a class"
@@ -102,6 +118,7 @@ def _in_parquet(path: Path, patterns: Mapping[str, str]) -> Iterator[tuple[str, 
                     rows = pa.array(range(offset, offset + len(chunk)), pa.int64())
                     offset += len(chunk)
                     for texts, origins in _texts(chunk, rows):
+                        expression = in_texts if texts.type in (pa.string(), pa.large_string()) else in_bytes
                         place = pc.index(pc.match_substring_regex(texts, expression), True).as_py()
                         if place >= 0:
                             name = _whose(texts[place].as_py(), patterns)
@@ -133,7 +150,7 @@ _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.t
 
 def _whose(text: str | bytes, patterns: Mapping[str, str]) -> str:
     content = text if isinstance(text, bytes) else text.encode()
-    return next(name for pattern, name in patterns.items() if pattern.encode("utf-8", "surrogateescape") in content)
+    return next(name for pattern, name in patterns.items() if _bytes(pattern) in content)
 
 
 def _row(group: pa.Table, row: int) -> str:

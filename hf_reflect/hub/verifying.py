@@ -12,7 +12,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..errors import DataError, ReflectError
+from ..launch import saved_table
+from ..pairs import keys_of
 from ..run import content_digest
+from ..selection import DEFAULTS
 from .checks import (
     Key,
     check_keys,
@@ -20,13 +23,22 @@ from .checks import (
     check_scores,
     check_statistics,
     check_unusable,
-    keys_of,
 )
 from .choices import check_copies, check_messages, check_selection
 from .contents import SHARD
-from .digests import row_digests, table_digest
-from .provenance import CHOICE, counts
-from .reading import FILES, check_card, check_checksums, check_layout, check_provenance, object_in, table_in, why
+from .digests import row_digests, table_digest, text_digest
+from .provenance import counts
+from .reading import (
+    FILES,
+    card_in,
+    check_card,
+    check_checksums,
+    check_layout,
+    check_provenance,
+    object_in,
+    table_in,
+    why,
+)
 
 
 def verify(repo_id_or_path: str | Path) -> list[str]:
@@ -55,7 +67,7 @@ def examine(repo_id_or_path: str | Path) -> tuple[list[str], dict[str, Any]]:
     if not folder.exists():
         if isinstance(repo_id_or_path, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
             raise DataError(f"The folder {text} does not exist (seen from {Path.cwd()}). Check the path.")
-        from .downloading import downloaded
+        from .refusals import downloaded
 
         folder, names = downloaded(text)
     elif folder.is_dir():
@@ -96,7 +108,7 @@ def _said(check: Callable[..., list[str]], *arguments: Any) -> list[str]:
         return check(*arguments)
     except ReflectError as error:
         return [" ".join(str(error).split())]
-    except (TypeError, ValueError, KeyError, pa.ArrowException) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
         return [f"{check.__name__.removeprefix('check_')} could not be checked: {why(error)}."]
 
 
@@ -104,14 +116,16 @@ def _said(check: Callable[..., list[str]], *arguments: Any) -> list[str]:
 
 
 def _examine_published(folder: Path, names: list[str], cache: str) -> tuple[list[str], dict[str, Any]]:
-    found = check_layout(names) + ([] if "README.md" not in names else _said(check_card, folder, names))
+    card = card_in(folder, names)
+    found = check_layout(names, card)
     provenance, stated = (object_in(folder / name, names, found) for name in ("provenance.json", "statistics.json"))
     tables = {config: table_in(folder, config, names, cache, found) for config in ("candidates", "default")}
     if provenance is not None:
         found += check_provenance(provenance)
+    hashes = _mapping(provenance, "hashes")
+    found += check_card(card, names, hashes.get("card"))
     candidates, selected = tables["candidates"], tables["default"]
     digests = {config: row_digests(table) for config, table in tables.items() if table is not None}
-    hashes = _mapping(provenance, "hashes")
     changed = [
         config
         for config, rows in digests.items()
@@ -143,7 +157,10 @@ def _examine_published(folder: Path, names: list[str], cache: str) -> tuple[list
         ordered = "default" in changed  # rows that were published in an order of their own may have it
         found += _said(check_selection, candidates, kept, provenance.get("reflect"), _choice(provenance), ordered)
     if stated is not None and not ambiguous:
-        found += _said(check_statistics, stated, candidates, selected)
+        unequal = _said(check_statistics, stated, candidates, selected)
+        if not unequal and text_digest((folder / "statistics.json").read_text("utf-8")) != hashes.get("statistics"):
+            unequal = ["statistics.json: lengths, costs or coherence are not those that were published."]
+        found += unequal
     return found, numbers
 
 
@@ -163,7 +180,7 @@ def _counts(candidates: Dataset, selected: Dataset | None, found: list[str]) -> 
 
 
 def _choice(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: settings.get(name, default) for name, default in CHOICE.items()}
+    return {name: settings.get(name, default) for name, default in DEFAULTS.items()}
 
 
 def _mapping(some: dict[str, Any] | None, name: str) -> dict[str, Any]:
@@ -180,9 +197,9 @@ def _examine_run(folder: Path) -> tuple[list[str], dict[str, Any]]:
     tables: dict[str, Dataset | None] = {}
     for name in ("candidates", "selected"):
         try:
-            tables[name] = Dataset.load_from_disk(str(folder / name)) if (folder / name).exists() else None
-        except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-            found.append(f"{name}/ cannot be read: {why(error)}.")
+            tables[name] = saved_table(folder / name)
+        except DataError as error:
+            found.append(str(error))
     candidates, selected = tables.get("candidates"), tables.get("selected")
     there = [name for name in ("summary.json", "statistics.json") if (folder / name).exists()]
     summary, stated = (object_in(folder / name, there, found) for name in ("summary.json", "statistics.json"))

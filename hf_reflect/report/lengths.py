@@ -49,11 +49,12 @@ def characters(reading: Reading, part: str) -> np.ndarray:
 
 
 def _tokens(reading: Reading, part: str, places: np.ndarray, tokenizer: Any) -> np.ndarray:
-    """Tokens of the same texts, (places,)."""
+    """Tokens of the same texts, (places,); of versions that cannot be used NaN."""
     table = reading.candidates.select_columns(["instruction", "input", "response"])
-    found = []
-    for start in range(0, len(places), _AT_ONCE):
-        some = table[places[start : start + _AT_ONCE]]
+    found, usable = np.full(len(places), np.nan), np.flatnonzero(reading.usable[places])
+    for start in range(0, len(usable), _AT_ONCE):
+        which = usable[start : start + _AT_ONCE]
+        some = table[places[which]]
         texts = some["response"] if part == "response" else [*map(question, some["instruction"], some["input"])]
-        found += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return np.array(found, float)
+        found[which] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return found

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 from .drawing import AFTER, BEFORE, GATE, LEVELS, Figure, as_svg, draw_gate, new_axes, styled
+from .folder import is_number
+from .words import percent
 
 _BINS = 36
+_MOST = 1e15  # a score beyond is no score, and cannot be drawn beside others
 _TAIL = 0.005  # of the values at either end may lie outside what is drawn
 
 
@@ -27,7 +30,7 @@ def histogram(
     before, after: one value a row, (rows,). NaN and infinite ones are counted in words, and not drawn.
     """
     sides = {"before": before, "after": after}
-    drawn = {side: values[np.isfinite(values) & ((values > 0) | (not logarithmic))] for side, values in sides.items()}
+    drawn = {side: values[_drawable(values) & ((values > 0) | (not logarithmic))] for side, values in sides.items()}
     every = np.concatenate(list(drawn.values()))
     if not len(every):
         return None
@@ -81,7 +84,7 @@ def density(
     """IFD against r-IFD of all rows, one figure a side ("before", "after"), in the same shades, on the same axes."""
     drawn = {}
     for side, pair in sides.items():
-        finite = np.isfinite(pair[0]) & np.isfinite(pair[1])
+        finite = _drawable(pair[0]) & _drawable(pair[1])
         drawn[side] = (pair[0][finite], pair[1][finite])
     if not any(len(pair[0]) for pair in drawn.values()):
         return []
@@ -104,13 +107,15 @@ def density(
     levels = [f"{a:,}" if a == b - 1 else f"{a:,} to {b - 1:,}" for a, b in zip(bounds, bounds[1:], strict=False)]
     found = []
     for side, title, figure, cells, count, inside in figures:
+        if not len(sides[side][0]):  # nothing was kept
+            continue
         # the strongest shades, so that few rows show as well
         cells.set_cmap(ListedColormap(LEVELS[-len(levels) :]))
         cells.set_norm(BoundaryNorm(bounds, len(levels)) if len(levels) > 1 else None)
         cells.set_edgecolor("face")
         rows = _quadrants(*drawn[side], gates)
         missing = len(sides[side][0]) - count
-        words = f"{count:,} rows; {rows[0][1]:,} ({_percent(rows[0][1], count)}) are {rows[0][0]}."
+        words = f"{count:,} rows; {rows[0][1]:,} ({percent(rows[0][1], count)}) are {rows[0][0]}."
         words += f" {missing:,} without both scores, or with an infinite one, are not drawn." if missing else ""
         words += f" {count - inside:,} lie outside what is drawn." if count > inside else ""
         key = f"{name}-{side}"
@@ -124,7 +129,7 @@ def curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """The loss over the steps of a training, as the Trainer logged it."""
     lines = {}
     for key in ("loss", "eval_loss"):
-        points = [(entry["step"], entry[key]) for entry in history if _is_number(entry.get(key)) and "step" in entry]
+        points = [(entry["step"], entry[key]) for entry in history if is_number(entry.get(key))]
         if points:
             lines[key] = points
     if not lines:
@@ -156,6 +161,10 @@ def curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     return Figure("loss", "Loss", said, as_svg(figure, "loss", f"Loss over the steps. {said}"), ("step", *lines), rows)
 
 
+def _drawable(values: np.ndarray) -> np.ndarray:
+    return np.abs(values) <= _MOST
+
+
 def _edges(drawn: Mapping[str, np.ndarray], gate: float | None, logarithmic: bool) -> np.ndarray:
     """Of the bars: without the long tails of either side, with the gate unless it is far away."""
     some = [values for values in drawn.values() if len(values)]
@@ -179,15 +188,25 @@ def _summary(
     digits = 0 if logarithmic else 3
     label = label.capitalize()
     words = f"{label}: no finite value"
-    if len(drawn):
-        words = f"{label}: mean {drawn.mean():,.{digits}f}, median {np.median(drawn):,.{digits}f}"
+    if len(some := values[_drawable(values)]):  # as in the statistics, empty texts count
+        words = f"{label}: mean {some.mean():,.{digits}f}, median {np.median(some):,.{digits}f}"
     if gate is not None and len(drawn):
         below = int((drawn < gate).sum())
-        words += f", {_percent(below, len(drawn))} below the gate {gate:g}"
+        words += f", {percent(below, len(drawn))} below the gate {gate:g}"
     absent, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    vast = len(values) - absent - infinite - int(_drawable(values).sum())
     zero = int((values == 0).sum()) if logarithmic else 0
     outside = len(drawn) - int(counts.sum())
-    more = (f"{n:,} {what}" for n, what in ((absent, "without a value"), (infinite, "infinite"), (zero, "empty")) if n)
+    more = (
+        f"{n:,} {what}"
+        for n, what in (
+            (absent, "without a value"),
+            (infinite, "infinite"),
+            (vast, f"beyond {_MOST:g}"),
+            (zero, "empty, not drawn"),
+        )
+        if n
+    )
     notes = [*more, *([f"{outside:,} outside what is drawn"] if outside else [])]
     return words + (f" ({', '.join(notes)})." if notes else ".")
 
@@ -210,14 +229,6 @@ def _quadrants(x: np.ndarray, y: np.ndarray, gates: tuple[float | None, float | 
                 where = f"{names[n].format(f'{at[0]:g}')} in both"
             rows.append([where, int((left & below).sum())])
     return rows
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.0f} %"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
 def _cell(value: float | None) -> str:

@@ -3,31 +3,24 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from ..columns import KEY_COLUMNS, SCORE_COLUMNS, require_columns
+from ..columns import SCORE_COLUMNS, require_columns
 from ..errors import DataError
-from ..files import read_object
-from ..pairs import error_code
+from ..launch import saved_table
+from ..pairs import error_code, keys_of
 from ..selection import RULES, VARIANTS, decide
 from ..selection.versions import read_numbers, read_rows, read_versions
-from .folder import read_history, read_spent, read_table
+from .folder import Record, read_record
 from .statistics import selected_places
 
 KEPT, UNDECIDED = "kept", "not chosen yet"
 NOT_SAVED = "not in selected/"
 NO_VERSION = "no usable version"
-SELECTION = {
-    "rule": "paper",
-    "ifd_gate": 1.0,
-    "r_ifd_gate": 1.0,
-    "keep": "reflected",
-    "seed": 0,
-}  # `select`'s defaults
 _MOST_CODES = 30  # a check of the user's may give every version an error of its own
+_LONGEST_CODE = 40  # characters
 _OTHER = "other"
 _NEEDED = ("row_id", "variant", "instruction", "input", "response")
 
@@ -37,10 +30,9 @@ class Reading:
     """All of a run. Arrays are over source rows or over versions, the rows of `candidates`."""
 
     folder: Path
-    summary: dict[str, Any]
+    record: Record  # what was written down of it
     candidates: Dataset
     selected: Dataset | None
-    selection: dict[str, Any]
     scores: dict[str, np.ndarray]  # (versions,) of each score that is there
     row: np.ndarray  # (versions,) number of the source row
     variant: np.ndarray  # (versions,) number in VARIANTS
@@ -55,8 +47,6 @@ class Reading:
     whys: list[str]  # (rows,) as `decide` says it
     decided: bool  # whether the settings could be applied to the scores
     notes: list[str] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)  # what the Trainer logged
-    spent: dict[str, float] | None = None  # of the ledger
 
     @property
     def kept(self) -> np.ndarray:
@@ -81,7 +71,7 @@ def read_run(run_dir: Path) -> Reading:
     """
     if not run_dir.is_dir():
         raise DataError(f"There is no folder {run_dir}. Name the `output_dir` of a run.")
-    candidates = read_table(run_dir / "candidates")
+    candidates = saved_table(run_dir / "candidates")
     if candidates is None:
         raise DataError(
             f"{run_dir} has no candidates/, so there is nothing to report. Make them with the recipe's "
@@ -90,18 +80,7 @@ def read_run(run_dir: Path) -> Reading:
     if not len(candidates):
         raise DataError(f"{run_dir / 'candidates'} has no rows. Make it anew with `--stage recycle --overwrite true`.")
     require_columns(candidates.column_names, _NEEDED, "`build_report`")
-    summary = read_object(run_dir / "summary.json", absent={})
-    settings = summary.get("settings") or {}
-    made_with = {
-        name: read_object(run_dir / name / "made_with.json", absent={}) for name in ("selected", "candidates")
-    }
-    chosen_by = settings.get("selection") or made_with["selected"].get("selection") or {}
-    reflect = settings.get("reflect") or made_with["candidates"].get("reflect") or {}
-
-    for note in ("source", "costs"):
-        if not summary.get(note) and made_with["candidates"].get(note):
-            summary[note] = made_with["candidates"][note]
-
+    record = read_record(run_dir)
     read_versions(candidates, ())  # says what is wrong with the table
     row, ids = read_rows(candidates)
     usable = np.ones(len(candidates), bool)
@@ -114,10 +93,9 @@ def read_run(run_dir: Path) -> Reading:
     original[row[places]] = places
     reading = Reading(
         folder=run_dir,
-        summary=summary,
+        record=record,
         candidates=candidates,
-        selected=read_table(run_dir / "selected"),
-        selection={name: chosen_by.get(name, default) for name, default in SELECTION.items()},
+        selected=saved_table(run_dir / "selected"),
         scores=_scores(candidates),
         row=row,
         variant=variant,
@@ -131,27 +109,26 @@ def read_run(run_dir: Path) -> Reading:
         outcomes=[UNDECIDED],
         whys=[""] * len(ids),
         decided=False,
-        history=read_history(run_dir),
-        spent=read_spent(run_dir / "ledger.sqlite"),
+        notes=list(record.notes),
     )
-    _decide(reading, reflect.get("order") == "selective")
+    if record.choosable:
+        _decide(reading, record.reflect.get("order") == "selective")
     _follow_selected(reading)
     return reading
 
 
 def _decide(reading: Reading, selective: bool) -> None:
     """What the settings make of the scores, for every row; nothing where the rule's scores are not there."""
-    rule = RULES.get(reading.selection["rule"])
-    needed = [name for name in (rule.needs if rule else ()) if name not in reading.candidates.column_names]
+    choice = reading.record.selection
+    needs = RULES[choice["rule"]].needs
+    needed = [name for name in needs if name not in reading.candidates.column_names]
     if not needed:
         # a table that nobody scored has the columns too, all null
-        some = [name for name in (rule.needs if rule else ()) if name in reading.scores]
+        some = [name for name in needs if name in reading.scores]
         needed = [name for name in some if np.isnan(reading.scores[name]).all()]
     if needed:
         have = "no student has scored them" if set(needed) <= set(SCORE_COLUMNS) else f"they have no {needed[0]}"
-        reading.notes.append(
-            f"The rule {reading.selection['rule']!r} cannot be applied to these candidates: {have} yet."
-        )
+        reading.notes.append(f"The rule {choice['rule']!r} cannot be applied to these candidates: {have} yet.")
         return
     table, places = reading.candidates, None
     if selective:
@@ -163,7 +140,7 @@ def _decide(reading: Reading, selective: bool) -> None:
     numbers = {row_id: number for number, row_id in enumerate(reading.ids)}
     outcomes = {KEPT: 0}
     reading.outcome[:] = -1
-    for decision in decide(table, **reading.selection):
+    for decision in decide(table, **choice):
         number = numbers[str(decision.row_id)]
         reason = KEPT if decision.kept else decision.why.split(":")[0]
         reading.outcome[number] = outcomes.setdefault(reason, len(outcomes))
@@ -186,8 +163,8 @@ def _follow_selected(reading: Reading) -> None:
                 "`--stage select` makes it."
             )
         return
-    known = {key: place for place, key in enumerate(_keys(reading.candidates))}
-    found = [known.get(key) for key in _keys(reading.selected)]
+    known = {key: place for place, key in enumerate(keys_of(reading.candidates))}
+    found = [known.get(key) for key in keys_of(reading.selected)]
     if strange := found.count(None):
         reading.notes.append(
             f"{strange:,} of {len(found):,} rows of selected/ are not among the candidates, and are left out here."
@@ -196,6 +173,10 @@ def _follow_selected(reading: Reading) -> None:
         reading.selected = reading.selected.select(there)
     saved = np.full(len(reading.ids), -1)
     places = np.array([place for place in found if place is not None], np.int64)
+    if empty := np.count_nonzero(~reading.usable[places]):
+        reading.notes.append(
+            f"{empty:,} of the rows of selected/ lack a text among the candidates; statistics omit them."
+        )
     saved[reading.row[places][::-1]] = places[::-1]
     if more := len(places) - np.count_nonzero(saved >= 0):
         reading.notes.append(f"selected/ holds {more:,} further versions of rows that it has already.")
@@ -229,7 +210,7 @@ def _scores(candidates: Dataset) -> dict[str, np.ndarray]:
 def _codes(candidates: Dataset, usable: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Each version's error code by number, -1 for none; the codes, most frequent first."""
     errors = candidates["error"][:] if "error" in candidates.column_names else [None] * len(candidates)
-    found = [error_code(error) or ("" if good else "unknown") for error, good in zip(errors, usable, strict=True)]
+    found = [_code(error) or ("" if good else "unknown") for error, good in zip(errors, usable, strict=True)]
     codes = [code for code, _ in Counter(filter(None, found)).most_common(_MOST_CODES)]
     numbers = {code: number for number, code in enumerate(codes)}
     if len(set(found) - {""}) > len(codes):
@@ -237,6 +218,7 @@ def _codes(candidates: Dataset, usable: np.ndarray) -> tuple[np.ndarray, list[st
     return np.array([numbers.get(code, len(codes) - 1) if code else -1 for code in found], np.int64), codes
 
 
-def _keys(dataset: Dataset) -> list[tuple[str, str, str]]:
-    columns = [dataset[name][:] if name in dataset.column_names else [""] * len(dataset) for name in KEY_COLUMNS]
-    return [(str(row_id), variant, source or "") for row_id, variant, source in zip(*columns, strict=True)]
+def _code(error: str | None) -> str:
+    """A check of the user's may give whole sentences without a colon."""
+    code = error_code(error)
+    return code if len(code) <= _LONGEST_CODE else f"{code[:_LONGEST_CODE].rstrip()}…"

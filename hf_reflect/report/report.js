@@ -15,6 +15,7 @@ const count = (number) => number.toLocaleString("en");
 let matching = []; // rows that match and can be read, in the order asked for
 let page = 0;
 let current = null; // the open row
+let counted = ""; // how many rows match, in words
 let unfolded = new Set(); // which kinds of folded text stay open from row to row
 
 // ---- texts: a version's is whole, or [why it is not compared, whole], or the changes to its parent's
@@ -65,7 +66,7 @@ function searchable(row) {
 
 function limit(id) {
   const value = at(id).value.trim();
-  return value === "" || Number.isNaN(Number(value)) ? null : Number(value);
+  return value === "" || Number.isNaN(Number(value)) ? null : Math.fround(Number(value)); // as the scores are
 }
 
 function filter() {
@@ -93,12 +94,18 @@ function filter() {
   sort(at("order").value);
   const found = count(matching.length);
   if (words.length) {
-    at("count").textContent = `${found} of the ${complete ? "" : "readable "}${count(texts.length)} rows match.`;
+    counted = `${found} of the ${complete ? "" : "readable "}${count(texts.length)} rows match.`;
   } else {
-    at("count").textContent = `${count(total)} of ${count(numbers.rows)} rows match${complete ? "" : `; ${found} of them can be read here`}.`;
+    counted = `${count(total)} of ${count(numbers.rows)} rows match${complete ? "" : `; ${found} of them can be read here`}.`;
   }
+  at("count").textContent = counted;
   page = 0;
+  setApart();
   list();
+}
+
+function setApart() {
+  at("apart").hidden = !current || matching.includes(current.n);
 }
 
 function sort(order) {
@@ -117,6 +124,7 @@ const shown = (value) => (Number.isNaN(value) ? "–" : Number.isFinite(value) ?
 
 function list() {
   const some = matching.slice(page * size(), (page + 1) * size());
+  const hadFocus = at("list").contains(document.activeElement);
   at("list").replaceChildren(
     ...some.map((row) => {
       const first = read(byNumber.get(row))[0];
@@ -131,7 +139,10 @@ function list() {
   at("page").textContent = `Page ${count(page + 1)} of ${count(pages)}`;
   at("before").disabled = page === 0;
   at("after").disabled = page >= pages - 1;
-  mark();
+  const open = mark();
+  if (hadFocus) {
+    (open ?? at("list").querySelector("button"))?.focus();
+  }
 }
 
 // One button of the list is in the order of tabs, the others are reached by arrows.
@@ -164,6 +175,7 @@ function textBox(found) {
   const box = make("div", "", [], {class: "text", dir: "auto"});
   if (found.parts) {
     box.append(...found.parts.map(([kind, text]) => (kind === "same" ? text : make(kind, text))));
+    box.classList.toggle("gone", !found.text);
   } else {
     box.textContent = found.text;
   }
@@ -256,6 +268,7 @@ function open(number, how = {}) {
     list();
   }
   const button = mark();
+  setApart();
   if (how.named !== false) {
     history_replace(`#row=${encodeURIComponent(row.id)}`);
   }
@@ -279,21 +292,33 @@ function move(step, focus) {
   }
 }
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // a percent sign that somebody typed
+  }
+}
+
 function fromAddress() {
-  const row = texts.find((each) => `#row=${encodeURIComponent(each.id)}` === location.hash);
+  const raw = location.hash.slice(5);
+  const row = location.hash.startsWith("#row=") && texts.find((each) => each.id === decoded(raw) || each.id === raw);
   if (row) {
     open(row.n, {focus: "row"});
   } else if (location.hash.startsWith("#row=")) {
-    at("count").textContent = `The row ${location.hash.slice(5)} is not among those that can be read here. ${at("count").textContent}`;
+    at("count").textContent = `The row ${decoded(raw)} is not among those that can be read here. ${counted}`;
   }
   return Boolean(row);
 }
 
 // ---- keys and buttons
 
-function turn(step) {
+function turn(step, button) {
   page += step;
   list();
+  if (button.disabled) { // it would take the focus along
+    at("list").querySelector("button")?.focus();
+  }
 }
 
 function toList() {
@@ -302,7 +327,7 @@ function toList() {
   if (narrow.matches) {
     at("listing").scrollIntoView();
   }
-  (mark() ?? at("list").querySelector("button"))?.focus();
+  (mark() ?? at("list").querySelector("button") ?? at("query")).focus();
 }
 
 document.addEventListener("keydown", (event) => {
@@ -310,15 +335,18 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) {
     return;
   }
-  if (event.key === "Escape" && !(event.target.type === "search" && event.target.value)) { // that one is emptied first
-    toList();
+  if (event.key === "Escape") {
+    // a search is emptied first, a list of choices closed
+    if (!(event.target.type === "search" && event.target.value) && !event.target.closest("select")) {
+      toList();
+    }
   } else if (!typing && at("keys").checked && ["j", "k", "/"].includes(event.key)) {
     event.preventDefault();
     if (event.key === "/") {
       at("query").focus();
       at("query").select();
     } else {
-      move(event.key === "j" ? 1 : -1);
+      move(event.key === "j" ? 1 : -1, at("list").contains(event.target) ? "list" : undefined);
     }
   } else if (["ArrowDown", "ArrowUp"].includes(event.key) && at("list").contains(event.target)) {
     event.preventDefault();
@@ -334,8 +362,8 @@ at("list").addEventListener("click", (event) => {
 at("filters").addEventListener("input", filter);
 at("filters").addEventListener("submit", (event) => event.preventDefault());
 at("filters").addEventListener("reset", () => setTimeout(filter));
-at("before").addEventListener("click", () => turn(-1));
-at("after").addEventListener("click", () => turn(1));
+at("before").addEventListener("click", (event) => turn(-1, event.currentTarget));
+at("after").addEventListener("click", (event) => turn(1, event.currentTarget));
 at("back").addEventListener("click", toList);
 at("marks").addEventListener("change", () => at("row").classList.toggle("unmarked", !at("marks").checked));
 window.addEventListener("hashchange", fromAddress);

@@ -37,16 +37,17 @@ def numbers_of(reading: Reading, lengths: np.ndarray) -> dict[str, Any]:
         return np.where(place >= 0, values[place], np.nan)
 
     ifd, r_ifd = (reading.scores.get(name) for name in ("ifd", "r_ifd"))
+    length = np.nan_to_num(taken(lengths, winner))
     with np.errstate(all="ignore"):
         change = taken(ifd, winner) - taken(ifd, original)
         columns = {
             "outcome": ("Uint8", reading.outcome),
             "winner": ("Uint8", np.where(winner >= 0, reading.variant[winner], len(VARIANTS))),
-            "errors": ("Uint16", combination.reshape(-1)),
-            "ifd": ("Float32", taken(ifd, winner)),
-            "r_ifd": ("Float32", taken(r_ifd, winner)),
+            "errors": (_smallest(combination), combination.reshape(-1)),
+            "ifd": ("Float32", _single(taken(ifd, winner), reading.record.selection["ifd_gate"])),
+            "r_ifd": ("Float32", _single(taken(r_ifd, winner), reading.record.selection["r_ifd_gate"])),
             "change": ("Float32", change),
-            "length": ("Uint16", np.minimum(np.where(winner >= 0, lengths[winner], 0), 65_535)),
+            "length": (_smallest(length), length),
         }
         return {
             "rows": len(reading.ids),
@@ -56,6 +57,21 @@ def numbers_of(reading: Reading, lengths: np.ndarray) -> dict[str, Any]:
             ],
             "columns": {name: [kind, _base64(values, kind)] for name, (kind, values) in columns.items()},
         }
+
+
+def _smallest(numbers: np.ndarray) -> str:
+    """The smallest type of typed arrays that holds these, which are not negative."""
+    most = numbers.max(initial=0)
+    return next(kind for kind, end in (("Uint8", 2**8), ("Uint16", 2**16), ("Uint32", 2**32)) if most < end)
+
+
+def _single(scores: np.ndarray, gate: float | None) -> np.ndarray:
+    """In single precision; what is below the gate stays below it."""
+    found = scores.astype(np.float32)
+    if gate is not None:
+        limit = np.float32(gate)
+        found[(scores < gate) & (found >= limit)] = np.nextafter(limit, np.float32(-np.inf))
+    return found
 
 
 def _base64(values: np.ndarray, kind: str) -> str:
@@ -82,8 +98,8 @@ def draw(reading: Reading) -> Iterator[int]:
                 yield some
 
 
-def texts_of(reading: Reading, budget: int) -> list[str]:
-    """As many rows as fit into so many bytes, each as JSON, in the order of the table."""
+def texts_of(reading: Reading, budget: int) -> dict[int, str]:
+    """As many rows as fit into so many bytes, each as JSON, by number, in the order of the table."""
     found: dict[int, str] = {}
     places, order, misses = reading.places, draw(reading), 0
     while misses < 3 * _AT_ONCE and (some := list(islice(order, _AT_ONCE))):
@@ -94,7 +110,18 @@ def texts_of(reading: Reading, budget: int) -> list[str]:
                 budget -= size
             else:
                 misses += 1
-    return [found[row] for row in sorted(found)]
+    return {row: found[row] for row in sorted(found)}
+
+
+def has_every_kind(reading: Reading, rows: list[int]) -> bool:
+    """Whether these rows have every outcome, every variant that won, and every error that there is."""
+
+    def kinds(some: np.ndarray) -> list[set[int]]:
+        winner, codes = reading.winner[some], reading.code[np.isin(reading.row, some)]
+        variant = np.where(winner >= 0, reading.variant[winner], -1)
+        return [set(np.unique(each).tolist()) for each in (reading.outcome[some], variant, codes)]
+
+    return kinds(np.array(rows, np.int64)) == kinds(np.arange(len(reading.ids)))
 
 
 def as_json(value: Any) -> str:
@@ -129,11 +156,14 @@ def _row(reading: Reading, row: int, versions: list[tuple[int, dict[str, Any]]])
         old = VARIANTS[_PARENTS[variant]] if variant in _PARENTS else ""
         parent = known.get((old, source)) or known.get((old, ""))
         texts = {name: None if version.get(name) is None else str(version[name]) for name in _TEXTS}
+        had_input = parent is not None and parent[1]["input"] and texts["instruction"] is not None
+        if had_input and texts["input"] is None:
+            texts["input"] = ""  # taken out
         found: dict[str, Any] = {"v": int(reading.variant[place])}
         if parent is not None:
             found["p"] = parent[0]
         for name, text in texts.items():
-            if text is not None and (text or name != "input"):
+            if text is not None and (text or name != "input" or had_input):
                 found[name[0] if name != "input" else "x"] = _text(text, parent[1][name] if parent else None)
         more = {"s": source, "c": version.get("critique"), "e": version.get("error")}
         found |= {key: _cut(str(value)) for key, value in more.items() if value}

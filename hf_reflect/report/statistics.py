@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..columns import KEY_COLUMNS, LOSS_COLUMNS, question, require_columns
 from ..errors import DataError
 from ..files import write_whole
-from ..pairs import error_code
+from ..pairs import error_code, keys_of
 from ..selection import VARIANTS
 from ..selection.versions import read_numbers, read_versions
 
@@ -90,8 +90,10 @@ def statistics(
     usable, variant = versions.place[:-1], versions.variant[:-1]
     places = {name: np.sort(usable[variant == VARIANTS.index(which)]) for name, which in _WHOLE_SETS.items()}
     if selected is not None:
+        selected = selected.with_format(None)
         places["selected"] = np.array(selected_places(candidates, selected), dtype=np.int64)
-    values = _measures(candidates, np.unique(np.concatenate(list(places.values()))), tokenizer, encoder)
+    wanted = np.intersect1d(np.concatenate(list(places.values())), usable)  # each once
+    values = _measures(candidates, wanted, tokenizer, encoder)
     kept = Counter(selected["variant"][:]) if selected is not None else None
     errors, remarks = _errors(candidates, usable)
     return Statistics(
@@ -114,8 +116,9 @@ def selected_places(candidates: Dataset, selected: Dataset) -> list[int]:
     Raises:
         DataError: one is not there.
     """
-    places = {key: place for place, key in enumerate(_keys(candidates))}
-    keys = list(_keys(selected))
+    require_columns(selected.column_names, KEY_COLUMNS[:2], "`statistics`")
+    places = {key: place for place, key in enumerate(keys_of(candidates))}
+    keys = keys_of(selected)
     if missing := [key for key in keys if key not in places]:
         raise DataError(
             f"{len(missing)} of {len(keys)} selected rows are not among the candidates, first {missing[0]} (row_id, "
@@ -133,7 +136,7 @@ def table_of(statistics: Mapping[str, Any]) -> str:
     ]
     for measure, label in MEASURES.items():
         if any(some[measure]["n"] for some in sets.values()):
-            lines.append(_line(label, *(_cell(some[measure], some["rows"]) for some in sets.values())))
+            lines.append(_line(label, *(cell(some[measure], some["rows"]) for some in sets.values())))
     if kept := statistics["rewritten"]:
         total = max(sum(kept.values()), 1)
         shares = (_line(f"  {name}", "", "", f"{n:,} ({n / total:.0%})") for name, n in kept.items())
@@ -152,7 +155,8 @@ def _line(label: str, *cells: str) -> str:
     return f"{label:<32}" + "".join(f"{cell:>16}" for cell in cells)
 
 
-def _cell(measure: Mapping[str, Any], rows: int) -> str:
+def cell(measure: Mapping[str, Any], rows: int) -> str:
+    """A mean for people, with its n where that is not the number of rows."""
     if not measure["n"]:
         return "–"
     n = f" (n {measure['n']:,})" if measure["n"] != rows else ""
@@ -230,13 +234,7 @@ def _errors(candidates: Dataset, usable: np.ndarray) -> tuple[dict[str, int], di
     return dict(errors.most_common()), dict(remarks.most_common())
 
 
-def _keys(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
-    require_columns(dataset.column_names, KEY_COLUMNS[:2], "`statistics`")
-    dataset = dataset.with_format(None)
-    columns = [dataset[name][:] if name in dataset.column_names else [""] * len(dataset) for name in KEY_COLUMNS]
-    return zip(*columns, strict=True)
-
-
 def _mean(values: np.ndarray) -> dict[str, float | int | None]:
     finite = values[np.isfinite(values)]
-    return {"mean": float(finite.mean()) if len(finite) else None, "n": len(finite)}
+    mean = float((finite / len(finite)).sum()) if len(finite) else None  # a sum of them all might not be finite
+    return {"mean": mean, "n": len(finite)}

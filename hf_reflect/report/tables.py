@@ -9,7 +9,7 @@ import numpy as np
 from ..columns import is_usable
 from ..selection import VARIANTS
 from .reading import KEPT, Reading
-from .statistics import MEASURES, SETS
+from .statistics import MEASURES, SETS, cell
 from .words import CODES, NAMES, outcome_in_words, outcome_name
 
 _SOURCE = {
@@ -21,19 +21,29 @@ _EXAMPLE = 160  # characters
 
 
 def funnel(reading: Reading) -> list[dict[str, Any]]:
-    """Steps from source to kept: label, count, and what was lost before the next one as (label, sentence, count)."""
+    """Steps from source to kept: label, count, of which count it is a share; what was lost, and what was gained.
+
+    Losses and gains are those before the next step, each a label, a sentence and a count.
+    """
     total = len(reading.ids)
-    steps = []
-    source = reading.summary.get("source") or {}
-    if source.get("rows") is not None:
+    steps: list[dict[str, Any]] = []
+    source, whole = reading.record.source, total
+    if "rows" in source:
         lost = [(label, words, int(source.get(key) or 0)) for key, (label, words) in _SOURCE.items()]
         gap = int(source["rows"]) - sum(count for *_, count in lost) - total
         if gap > 0:
             lost.append(("lost elsewhere", "Read, but not among the candidates; the summary does not say why.", gap))
-        elif gap < 0:
-            lost.append(("pairs more than rows", "A conversation of several exchanges gives several pairs.", gap))
+        more = ("pairs more than rows", "A conversation of several exchanges gives several pairs.", -gap)
+        rows = int(source["rows"])
+        whole = total if gap < 0 else rows
         steps.append(
-            {"label": "Source rows", "count": int(source["rows"]), "lost": [each for each in lost if each[2]]}
+            {
+                "label": "Source rows",
+                "count": rows,
+                "of": rows,
+                "lost": [each for each in lost if each[2]],
+                "gained": [more] if gap < 0 else [],
+            }
         )
     counts = np.bincount(reading.outcome, minlength=len(reading.outcomes)).tolist()
     lost = [
@@ -42,10 +52,11 @@ def funnel(reading: Reading) -> list[dict[str, Any]]:
         if name != KEPT and count
     ]
     lost.sort(key=lambda each: -each[2])
-    steps.append({"label": "Rows in the candidates", "count": total, "lost": lost})
+    steps.append({"label": "Rows in the candidates", "count": total, "of": whole, "lost": lost, "gained": []})
     if KEPT in reading.outcomes:
         label = "Kept for training" if reading.selected is not None else "Would be kept"
-        steps.append({"label": label, "count": counts[reading.outcomes.index(KEPT)], "lost": []})
+        kept = counts[reading.outcomes.index(KEPT)]
+        steps.append({"label": label, "count": kept, "of": whole, "lost": [], "gained": []})
     return steps
 
 
@@ -101,33 +112,26 @@ def _explained(reading: Reading, code: int) -> tuple[str, str]:
     return words, detail if len(detail) <= _EXAMPLE else f"{detail[:_EXAMPLE].rstrip()}…"
 
 
-def statistics_rows(statistics: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
+def statistics_rows(statistics: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Names of the sets; of each measure its mean and n in each of them, without measures that nobody has."""
     sets = statistics["sets"]
-    rows = [("rows", [(f"{some['rows']:,}", "") for some in sets.values()])]
+    rows = [("rows", [f"{some['rows']:,}" for some in sets.values()])]
     for measure, label in MEASURES.items():
         if any(some[measure]["n"] for some in sets.values()):
             rows.append(
                 (
                     label.replace("… given", "perplexity of response given"),
-                    [_mean(some[measure], some["rows"]) for some in sets.values()],
+                    [cell(some[measure], some["rows"]) for some in sets.values()],
                 )
             )
     return [SETS[name] for name in sets], rows
 
 
-def _mean(found: Mapping[str, Any], rows: int) -> tuple[str, str]:
-    if not found["n"]:
-        return "–", ""
-    mean = f"{found['mean']:,.{3 if abs(found['mean']) < 10 else 1}f}"
-    return mean, f"n {found['n']:,}" if found["n"] != rows else ""
-
-
 def cost_rows(reading: Reading) -> dict[str, Any]:
     """What each stage took: the columns that any has, and of each stage a number for each, None where it has none."""
-    costs = {stage: some for stage, some in (reading.summary.get("costs") or {}).items() if isinstance(some, Mapping)}
-    if not costs and isinstance(calls := reading.summary.get("calls"), Mapping):
-        costs = {"teacher, in the last launch": calls}  # a summary of before costs were noted
+    costs = reading.record.costs
+    if not costs and reading.record.calls:
+        costs = {"teacher, in the last launch": reading.record.calls}
     known = {
         "replies": "replies",
         "asked": "asked in the last launch",
@@ -138,27 +142,23 @@ def cost_rows(reading: Reading) -> dict[str, Any]:
         "steps": "steps",
     }
     has_prices = any(some.get("cost") for some in costs.values())
-    names = [name for name in known if any(_number(some.get(name)) is not None for some in costs.values())]
+    names = [name for name in known if any(name in some for some in costs.values())]
     names = [name for name in names if name != "cost" or has_prices]
-    rows = [(stage, [_number(some.get(name)) for name in names]) for stage, some in costs.items()]
+    rows = [(stage, [some.get(name) for name in names]) for stage, some in costs.items()]
     most = {name: max((row[n] or 0 for _, row in rows), default=0) for n, name in enumerate(names)}
     return {
         "names": [known[name] for name in names],
         "rows": rows,
         "most": list(most.values()),
-        "by_stage": bool(reading.summary.get("costs")),
+        "by_stage": bool(reading.record.costs),
         "priced": has_prices,
-        "spent": reading.spent,
+        "spent": reading.record.spent,
     }
 
 
 def teacher_total(reading: Reading) -> dict[str, Any]:
     """replies, tokens and cost of both reflections."""
-    stages = [(reading.summary.get("costs") or {}).get(stage) or {} for stage in ("instruction", "response")]
-    total = {name: sum(some.get(name) or 0 for some in stages) for name in ("replies", "cost")}
-    tokens = sum(some.get(name) or 0 for some in stages for name in ("prompt_tokens", "completion_tokens"))
+    stages = [reading.record.costs.get(stage, {}) for stage in ("instruction", "response")]
+    total = {name: sum(some.get(name, 0) for some in stages) for name in ("replies", "cost")}
+    tokens = sum(some.get(name, 0) for some in stages for name in ("prompt_tokens", "completion_tokens"))
     return {"replies": int(total["replies"]), "tokens": int(tokens), "cost": total["cost"]}
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value) else None

@@ -56,6 +56,8 @@ _WON = {
     "response": "the new response",
     "instruction+response": "the new instruction with a new response",
 }
+_FIRST = "the first usable of "
+_AMONG = "no usable version among "
 _DUEL = re.compile(r"(\w+) (\S+) → (\S+): (\S+) (taken|not taken)")
 _DROPPED = re.compile(
     r"(?P<reason>[^:]+): (?P<variant>\S+) won(?: with (?P<score>\w+) (?P<value>\S+))?; (?P<rest>.*)", re.S
@@ -68,7 +70,9 @@ def outcome_in_words(outcome: str) -> str:
     """What a row with this outcome went through, as a sentence."""
     if gate := _GATE.fullmatch(outcome):
         return f"The version that won has no {MEASURES[gate[1]]} below the gate {gate[2]}."
-    if outcome.startswith("no usable version"):
+    if outcome.startswith(_AMONG):
+        return "None of these has both texts, and the rule takes no other."
+    if outcome == "no usable version":
         return "None of its versions that the rule looks at has both texts."
     return OUTCOMES.get(outcome, "")
 
@@ -77,6 +81,8 @@ def outcome_name(outcome: str) -> str:
     """A reason as a label."""
     if gate := _GATE.fullmatch(outcome):
         return f"{MEASURES[gate[1]]} not below {gate[2]}"
+    if outcome.startswith(_AMONG):
+        return f"no usable version among {_listed(outcome.removeprefix(_AMONG))}"
     return outcome
 
 
@@ -91,6 +97,8 @@ def why_in_words(why: str, kept: bool) -> str:
         return f"Not kept: selected/ does not hold this row. By these settings and scores: {rest}"
     if dropped := _DROPPED.fullmatch(why):
         return f"Dropped: {_reason(dropped)}. {_sentence(dropped['rest'])}"
+    if why.startswith(_AMONG):
+        return f"Dropped: of {_listed(why.removeprefix(_AMONG))}, none has both texts."
     if why.startswith("no usable version"):
         return "Dropped: none of its versions that the rule looks at has both texts."
     if not why:
@@ -116,11 +124,30 @@ def _sentence(why: str) -> str:
     """The reasons of a winner: up to two duels, or one order."""
     parts = why.split("; ")
     if plain := _PLAIN.fullmatch(why):
+        if plain[2].startswith(_FIRST):
+            return _first(plain[1], plain[2].removeprefix(_FIRST).split(", "))
         return f"{_capital(_WON[plain[1]])} won: it is {_ordered(plain[2])}."
     # a stage in which nobody stood is left out, so a single part is of the second
     stages = range(2 - len(parts), 2)
     words = "; ".join(_part(part, stage) for part, stage in zip(parts, stages, strict=False))
     return _capital(words) + "."
+
+
+def _first(variant: str, order: list[str]) -> str:
+    """Why this version won by a plain rule: it is the first in an order."""
+    if len(order) == 1:
+        return f"{_capital(_WON[variant])} won: the rule takes nothing else."
+    before = order[: order.index(variant)]
+    if not before:
+        return f"{_capital(_WON[variant])} won: it is usable, and the rule asks for it first."
+    *names, last = (_WON[name].removeprefix("the ") for name in before)
+    return f"{_capital(_WON[variant])} won: there is no usable {' or '.join([', '.join(names), last][not names :])}."
+
+
+def _listed(variants: str) -> str:
+    """Variants with commas between, as people list them."""
+    *names, last = (_WON.get(name, name) for name in variants.split(", "))
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _ordered(rule: str) -> str:
@@ -174,3 +201,11 @@ def _fits(value: float, places: int) -> bool:
 
 def _capital(words: str) -> str:
     return words if words.startswith("r-IFD") else words[:1].upper() + words[1:]
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in whole percents; 100 % and 0 % only where it is all and nothing."""
+    share = 100 * part / whole if whole else 0.0
+    if 0 < share < 1:
+        return "< 1 %"
+    return "> 99 %" if 99 < share < 100 else f"{share:.0f} %"

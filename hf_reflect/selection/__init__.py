@@ -19,6 +19,7 @@ from .rules import COIN, HIGH_COHERENCE, HIGH_IFD, LONGEST, LOW_R_IFD, RESPONSE,
 from .versions import TEXT_LENGTH, VARIANTS, Versions, hashes, read_numbers, read_rows, read_versions
 
 __all__ = [
+    "DEFAULTS",
     "RULES",
     "VARIANTS",
     "Decision",
@@ -34,6 +35,8 @@ __all__ = [
     "select_top",
 ]
 
+# the settings of a choice that nobody changed
+DEFAULTS = {"rule": "paper", "ifd_gate": 1.0, "r_ifd_gate": 1.0, "keep": "reflected", "seed": 0}
 # what `select_top` can go by
 _TOP = {"ifd": HIGH_IFD, "r_ifd": LOW_R_IFD, "coherence": HIGH_COHERENCE, "longest": LONGEST, "random": (COIN, -1)}
 _TOP |= {name: (name, -1) for name in LOSS_COLUMNS}
@@ -289,7 +292,7 @@ def _advice(reasons: Iterable[str]) -> list[str]:
         if "not below" in reason:
             text = "Raise the gates or set them to null (an untuned small student has both above 1 on most rows)."
         elif reason == "response not reflected":
-            text = "Keep winners whose response was not rewritten too with `keep: null`."
+            text = "`keep: null` also keeps winners whose response was not rewritten."
         else:
             text = "Look at the column `error`: it says why versions cannot be used."
         said[text] = None
