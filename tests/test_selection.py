@@ -413,9 +413,7 @@ def test_an_empty_selection_raises_with_the_gates_and_the_spread_of_both_scores(
         "`keep: null`",
     ):
         assert words in str(error.value)
-    with pytest.raises(
-        DataError, match="not reflected.\n.*\n`keep: null` also keeps winners"
-    ) as error:
+    with pytest.raises(DataError, match="not reflected.\n.*\n`keep: null` also keeps winners") as error:
         select(table(("original", {"ifd": 0.5, "r_ifd": 0.5})))
     assert "gates" not in str(error.value)  # they drop nothing here
     with pytest.raises(DataError, match="none of 1 rows: 1 ifd not below 1.\nOf 1 usable versions ifd: 1 null; r_"):
