@@ -129,7 +129,6 @@ TINY = {
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
-    "report": False,
     "bf16": False,
     "use_cpu": True,
     "gradient_checkpointing": None,
@@ -156,10 +155,12 @@ MAIN = [name for name in YAMLS if launched(name)[0] == "srecycle_wizardlm.py" an
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MAIN)
-def test_a_recycling_recipe_takes_two_steps(name, student, served, tmp_path, monkeypatch):
+def test_a_recycling_recipe_takes_two_steps(name, student, candidates, served, tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     before = yaml.safe_load((RECIPES / name).read_text())
-    changes = TINY | OPEN | {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(student)}
+    changes = TINY | OPEN | {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(student), "report": False}
+    if "candidates" in before:
+        changes |= {"candidates": str(candidates)}
     if "dataset" in before:
         changes |= {"dataset": str(tmp_path / "data.jsonl"), "teacher_model": "teacher", "base_url": served.url}
     if "published" in before:
@@ -178,7 +179,7 @@ def test_a_recycling_recipe_takes_two_steps(name, student, served, tmp_path, mon
     calls = {"selective": 2, None: 3}[before.get("reflect")] * rows * ("dataset" in before)
     assert len(served.requests) == calls
     selected, table = (datasets.load_from_disk(tmp_path / "run" / each) for each in ("selected", "candidates"))
-    assert len(selected) == (rows if "dataset" in before else 4)
+    assert len(selected) == (4 if "published" in before else rows)
     if name.startswith("recycle_"):
         assert set(selected["variant"]) == {"instruction+response"}
         assert set(table["ifd"]) == {None}  # nobody chose, nothing was scored
