@@ -46,14 +46,14 @@ def look_back(run: Run, data: DataArguments) -> None:
         build_report(run.folder, tokenizer=tokenizer)
     print_summary(run.summary, run.folder)
     if data.push_dataset_to and selected is not None:
-        _push(run.folder, data.push_dataset_to, data.publication(), private=not data.push_public)
+        _push(run.folder, data.push_dataset_to, data.publication(), not data.push_public, tokenizer)
 
 
-def _push(folder: Path, name: str, publication: dict[str, str], private: bool) -> None:
+def _push(folder: Path, name: str, publication: dict[str, str], private: bool, tokenizer: Any) -> None:
     from .hub import push_run
 
     try:
-        print(f"  published  {push_run(folder, name, publication, private)}\n", flush=True)
+        print(f"  published  {push_run(folder, name, publication, private, tokenizer=tokenizer)}\n", flush=True)
     except ReflectError as error:
         more = [] if private else ["--public"]
         more += [word for key, value in publication.items() for word in (f"--{key}", value)]

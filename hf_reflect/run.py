@@ -17,10 +17,10 @@ import datasets
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from .columns import KEY_COLUMNS, is_usable
+from .columns import is_usable
 from .errors import DataError, SettingsError
-from .files import write_whole
-from .pairs import PAIR_FEATURES, WAITING, error_code
+from .files import read_object, write_whole
+from .pairs import PAIR_FEATURES, WAITING, error_code, keys_of
 
 T = TypeVar("T")
 _POLL = 0.2  # seconds
@@ -198,8 +198,7 @@ class Run:
 
     def settings_of(self, table: str) -> dict[str, dict[str, Any]]:
         """What a table was made with, by section; and the notes that were saved with it."""
-        path = self.folder / table / "made_with.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_object(self.folder / table / "made_with.json", absent={})
 
     def load(self, table: str) -> Dataset:
         """A table of this run, the same on all ranks."""
@@ -325,7 +324,7 @@ def describe_candidates(candidates: Dataset) -> dict[str, Any]:
 
 def describe_selected(selected: Dataset, rows_cut: int | None = None) -> dict[str, Any]:
     """rows, their number by variant, a digest of which were kept, how many candidates were cut to fit."""
-    keys = sorted(zip(*(selected[name][:] for name in KEY_COLUMNS), strict=True))
+    keys = sorted(keys_of(selected))
     return {
         "rows": len(selected),
         "by_variant": dict(Counter(selected["variant"]).most_common()),

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from ..columns import SCORE_COLUMNS
 from ..errors import DataError, SettingsError
-from ..files import write_whole
+from ..files import read_object, write_whole
 from ..ledger import Ledger
 from ..prompts import PROMPTS
 from ..run import content_digest, describe_selected
@@ -278,8 +278,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def made_with(result: Path) -> dict[str, Any]:
     """How a result was made: its `settings`, and what else was put beside it."""
-    beside = result.with_name(f"{result.name}.made_with.json")
-    return json.loads(beside.read_text()) if beside.exists() else {}
+    return read_object(result.with_name(f"{result.name}.made_with.json"), absent={})
 
 
 def put(result: Path, content: Any = None, **sections: Any) -> None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ..columns import SCORE_COLUMNS
 from ..errors import DataError
 from ..files import write_whole
-from ..report.statistics import MEASURES, SETS
+from ..report.statistics import MEASURES, SETS, means_of
 from ..selection import RULES
 from .markdown import ON_HUB, dataset_link, model_link, plain, template
 from .merging import merged_card
@@ -87,7 +87,7 @@ def dataset_card(
         perplexities=_measured(sets, "ppl_"),
         note=_sentence(provenance.get("note")),
         sets=[SETS.get(name, name) for name in sets],
-        measures=_measures(sets),
+        measures=means_of(sets),
         rewritten=[(name, f"{number:,}", f"{number / total:.0%}") for name, number in kept.items()],
         errors=[(code, f"{number:,}") for code, number in statistics["errors"].items()],
         remarks=[(code, f"{number:,}") for code, number in statistics["remarks"].items()],
@@ -172,22 +172,6 @@ def _measured(sets: Mapping[str, Any], word: str) -> bool:
 
 def _sentence(note: Any) -> str | None:
     return str(note).strip().rstrip(".") or None if note else None
-
-
-def _measures(sets: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """The rows of Table 6: label, and a cell for each set; without those that nobody measured."""
-    lines = [("rows", [f"{some['rows']:,}" for some in sets.values()])]
-    for measure, label in MEASURES.items():
-        if any(some[measure]["n"] for some in sets.values()):
-            lines.append((label, [_cell(some[measure], some["rows"]) for some in sets.values()]))
-    return lines
-
-
-def _cell(found: Mapping[str, Any], rows: int) -> str:
-    if not found["n"]:
-        return "–"
-    n = f" (n {found['n']:,})" if found["n"] != rows else ""
-    return f"{found['mean']:,.{3 if abs(found['mean']) < 10 else 1}f}{n}"
 
 
 def _columns(columns: Mapping[str, list[str]]) -> list[tuple[str, str, str]]:

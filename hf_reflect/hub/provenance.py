@@ -90,12 +90,7 @@ def counts(candidates: Dataset, selected: Dataset | None) -> dict[str, Any]:
     if "error" not in candidates.column_names:
         candidates = candidates.add_column("error", pa.nulls(len(candidates), pa.string()))
     found = {"candidates": describe_candidates(candidates)}
-    return found | ({} if selected is None else {"selected": describe_selected(with_source(selected))})
-
-
-def with_source(table: Dataset) -> Dataset:
-    """The table with the column `source`: without it there is one, the empty one."""
-    return table if "source" in table.column_names else table.add_column("source", [""] * len(table))
+    return found | ({} if selected is None else {"selected": describe_selected(selected)})
 
 
 def versions() -> dict[str, str]:

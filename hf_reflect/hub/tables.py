@@ -14,7 +14,6 @@ from ..errors import DataError
 from ..report.statistics import selected_places
 from ..templates import to_messages
 from .digests import NOT_COUNTED
-from .provenance import with_source
 
 _TEXTS = ("instruction", "input", "response", "history")
 _FILES_AT_ONCE = 100  # pictures and sounds, in memory
@@ -43,7 +42,7 @@ def published_tables(candidates: Dataset, selected: Dataset) -> tuple[Dataset, D
             raise DataError(f"The table `{name}` has no rows, so there is nothing to publish.")
         _check_types(name, table)
     with quietly():
-        everything, kept = (with_source(_plain(table)) for table in (candidates, selected))
+        everything, kept = (_with_source(_plain(table)) for table in (candidates, selected))
         everything = _with_files(everything)
         chosen = everything.select(selected_places(everything, kept))
         _check_texts(chosen, kept)
@@ -54,6 +53,11 @@ def published_tables(candidates: Dataset, selected: Dataset) -> tuple[Dataset, D
 
 def _plain(table: Dataset) -> Dataset:
     return table.with_format(None).remove_columns([name for name in NOT_COUNTED if name in table.column_names])
+
+
+def _with_source(table: Dataset) -> Dataset:
+    """The table with the column `source`: without it there is one, the empty one."""
+    return table if "source" in table.column_names else table.add_column("source", [""] * len(table))
 
 
 def _check_types(name: str, table: Dataset) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..columns import question
 from .reading import Reading
+from .statistics import tokens_of
 
-_AT_ONCE = 1000  # texts
+_PARTS = ("instruction", "response")
 
 
 class Remembering:
@@ -33,9 +33,12 @@ def remembering(tokenizer: Any) -> Remembering | None:
     return tokenizer if tokenizer is None or isinstance(tokenizer, Remembering) else Remembering(tokenizer)
 
 
-def lengths_of(reading: Reading, part: str, places: np.ndarray, tokenizer: Any) -> np.ndarray:
-    """Of these versions' instructions with their inputs, or responses, (places,)."""
-    return characters(reading, part)[places] if tokenizer is None else _tokens(reading, part, places, tokenizer)
+def lengths_of(reading: Reading, places: np.ndarray, tokenizer: Any) -> dict[str, np.ndarray]:
+    """Of instructions with their inputs, and of responses, (versions,); known at these places, NaN where unusable."""
+    if tokenizer is None:
+        return {part: characters(reading, part) for part in _PARTS}
+    usable = np.unique(places[reading.usable[places]])
+    return dict(zip(_PARTS, tokens_of(reading.candidates, usable, tokenizer), strict=True))
 
 
 def characters(reading: Reading, part: str) -> np.ndarray:
@@ -46,15 +49,3 @@ def characters(reading: Reading, part: str) -> np.ndarray:
         length = pc.utf8_length(reading.candidates.data.column(name).cast(pa.large_string())).cast(pa.float64())
         total += np.asarray(length if name == part else length.fill_null(0))
     return total
-
-
-def _tokens(reading: Reading, part: str, places: np.ndarray, tokenizer: Any) -> np.ndarray:
-    """Tokens of the same texts, (places,); of versions that cannot be used NaN."""
-    table = reading.candidates.select_columns(["instruction", "input", "response"])
-    found, usable = np.full(len(places), np.nan), np.flatnonzero(reading.usable[places])
-    for start in range(0, len(usable), _AT_ONCE):
-        which = usable[start : start + _AT_ONCE]
-        some = table[places[which]]
-        texts = some["response"] if part == "response" else [*map(question, some["instruction"], some["input"])]
-        found[which] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return found

@@ -241,10 +241,11 @@ def _figures(reading: Reading, kept: np.ndarray, tokenizer: Any) -> list[Figure]
         found |= {figure.name: figure for figure in density("density", titles, pairs, both)}
     usable = original[reading.usable[original]]
     unit = "characters" if tokenizer is None else "tokens"
-    for part in ("instruction", "response"):
-        lengths = [lengths_of(reading, part, places, tokenizer) for places in (usable, kept)]
+    for part, lengths in lengths_of(reading, np.concatenate((usable, kept)), tokenizer).items():
         title = f"Length of the {part}"
-        found[part] = histogram(f"length-{part}", title, unit, *lengths, labels, logarithmic=True)
+        found[part] = histogram(
+            f"length-{part}", title, unit, lengths[usable], lengths[kept], labels, logarithmic=True
+        )
     order = ("ifd", "r_ifd", "instruction", "density-before", "density-after", "response")
     return [figure for name in order if (figure := found.get(name)) is not None]
 

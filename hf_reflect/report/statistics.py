@@ -132,11 +132,8 @@ def table_of(statistics: Mapping[str, Any]) -> str:
     sets = statistics["sets"]
     lines = [
         _line("", *(SETS[name] for name in sets)),
-        _line("rows", *(f"{some['rows']:,}" for some in sets.values())),
+        *(_line(label, *cells) for label, cells in means_of(sets)),
     ]
-    for measure, label in MEASURES.items():
-        if any(some[measure]["n"] for some in sets.values()):
-            lines.append(_line(label, *(cell(some[measure], some["rows"]) for some in sets.values())))
     if kept := statistics["rewritten"]:
         total = max(sum(kept.values()), 1)
         shares = (_line(f"  {name}", "", "", f"{n:,} ({n / total:.0%})") for name, n in kept.items())
@@ -155,7 +152,16 @@ def _line(label: str, *cells: str) -> str:
     return f"{label:<32}" + "".join(f"{cell:>16}" for cell in cells)
 
 
-def cell(measure: Mapping[str, Any], rows: int) -> str:
+def means_of(sets: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Table 6 for people: label, and a text for each set; without measures that nobody has."""
+    lines = [("rows", [f"{some['rows']:,}" for some in sets.values()])]
+    for measure, label in MEASURES.items():
+        if any(some[measure]["n"] for some in sets.values()):
+            lines.append((label, [_cell(some[measure], some["rows"]) for some in sets.values()]))
+    return lines
+
+
+def _cell(measure: Mapping[str, Any], rows: int) -> str:
     """A mean for people, with its n where that is not the number of rows."""
     if not measure["n"]:
         return "–"
@@ -174,7 +180,7 @@ def _measures(candidates: Dataset, places: np.ndarray, tokenizer: Any, encoder: 
     with np.errstate(all="ignore"):  # what is not finite is not counted
         values = {measure: np.exp(loss[name]) for measure, name in _PERPLEXITIES.items()}
         of_losses = loss["loss_response_given_instruction"] / loss["loss_response"]
-    tokens = _tokens(candidates, places, tokenizer)
+    tokens = tokens_of(candidates, places, tokenizer)
     coherence = column("coherence")
     if encoder is not None and "coherence" not in candidates.column_names:
         coherence = _coherence(candidates, places, encoder)
@@ -183,8 +189,11 @@ def _measures(candidates: Dataset, places: np.ndarray, tokenizer: Any, encoder: 
     return {measure: values[measure] for measure in MEASURES}
 
 
-def _tokens(candidates: Dataset, places: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of x (instruction and input) and of y (response), without special tokens; each (versions,)."""
+def tokens_of(candidates: Dataset, places: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of x (instruction and input) and of y (response), without special tokens; each (versions,).
+
+    NaN but at these places, whose versions must be usable, and everywhere without a tokenizer.
+    """
     lengths = np.full((2, len(candidates)), np.nan)
     if tokenizer is None:
         return lengths[0], lengths[1]

@@ -9,7 +9,7 @@ import numpy as np
 from ..columns import is_usable
 from ..selection import VARIANTS
 from .reading import KEPT, Reading
-from .statistics import MEASURES, SETS, cell
+from .statistics import SETS, means_of
 from .words import CODES, NAMES, outcome_in_words, outcome_name
 
 _SOURCE = {
@@ -115,15 +115,7 @@ def _explained(reading: Reading, code: int) -> tuple[str, str]:
 def statistics_rows(statistics: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Names of the sets; of each measure its mean and n in each of them, without measures that nobody has."""
     sets = statistics["sets"]
-    rows = [("rows", [f"{some['rows']:,}" for some in sets.values()])]
-    for measure, label in MEASURES.items():
-        if any(some[measure]["n"] for some in sets.values()):
-            rows.append(
-                (
-                    label.replace("… given", "perplexity of response given"),
-                    [cell(some[measure], some["rows"]) for some in sets.values()],
-                )
-            )
+    rows = [(label.replace("… given", "perplexity of response given"), cells) for label, cells in means_of(sets)]
     return [SETS[name] for name in sets], rows
 
 
